@@ -1,4 +1,4 @@
-"""Every error of fastmask that is not a plain TypeError or ValueError, and `require` for optional packages."""
+"""The errors of fastmask that are no plain TypeError or ValueError; `require` for optional packages."""
 
 from __future__ import annotations
 

@@ -1,0 +1,84 @@
+"""The only dispatch: which back ends there are, why one is missing, and which module an op runs on.
+
+A back end of an op is the module `fastmask/ops/<op>/<backend>.py`; all back ends of an op have equal
+function names. A named back end is used or refused with the reason, never replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+from fastmask.errors import BackendUnavailable
+
+BACKENDS: tuple[str, ...] = ("reference", "cpu", "triton", "cuda")
+
+_DEVICES = {"cpu": "cpu", "triton": "cuda", "cuda": "cuda"}
+_OPS = Path(__file__).parent / "ops"
+
+
+@functools.cache
+def missing(name: str) -> str | None:
+    """Say why back end `name` cannot run in this process; None where it can."""
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)} or auto, got {name!r}")
+    if name == "reference":
+        return None
+    if not any(_OPS.glob(f"*/{name}.py")):
+        return f"this version of fastmask has no {name} kernels yet"
+    if name in ("cpu", "cuda") and importlib.util.find_spec(f"fastmask._{name}") is None:
+        return f"the compiled module fastmask._{name} was not built into this installation"
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if _DEVICES[name] == "cuda" and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    return None
+
+
+def preference(device: str) -> tuple[str, ...]:
+    """Order in which `auto` tries the back ends for tensors on a device type."""
+    return (*(b for b in ("cuda", "triton", "cpu") if _DEVICES[b] == device), "reference")
+
+
+@functools.cache
+def _module(op: str, name: str) -> ModuleType | None:
+    """The back end's module of an op, or None where that op has none."""
+    if not (_OPS / op / f"{name}.py").exists():
+        return None
+    return importlib.import_module(f"fastmask.ops.{op}.{name}")
+
+
+@functools.cache
+def _resolve(op: str, name: str, device: str) -> ModuleType:
+    if name == "auto":
+        for candidate in preference(device):
+            if missing(candidate) is None:
+                found = _module(op, candidate)
+                if found is not None:
+                    return found
+        raise BackendUnavailable(f"{op}: no back end runs on {device} tensors")
+    reason = missing(name)
+    if reason is None and _module(op, name) is None:
+        reason = f"it has no {op} yet"
+    if reason is None and _DEVICES.get(name, device) != device:
+        reason = f"it works on {_DEVICES[name]} tensors and these are on {device}"
+    if reason is not None:
+        raise BackendUnavailable(f"{op}: back end {name!r} cannot be used: {reason}")
+    module = _module(op, name)
+    assert module is not None
+    return module
+
+
+def resolve(op: str, name: str, device: torch.device) -> ModuleType:
+    """Return the module that runs `op` on `device`: the one named, or for auto the fastest there is.
+
+    Raises:
+        ValueError: `name` is no back end.
+        BackendUnavailable: the back end named cannot run; the message says why.
+    """
+    return _resolve(op, name, device.type)

@@ -1,0 +1,1 @@
+"""masked_linear: contract in op.py, meaning in reference.py."""

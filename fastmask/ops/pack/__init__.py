@@ -1,0 +1,1 @@
+"""pack: contract in op.py, meaning in reference.py."""

@@ -1,0 +1,1 @@
+"""popcount: contract in op.py, meaning in reference.py."""

@@ -1,0 +1,1 @@
+"""sample_mask: contract in op.py, meaning in reference.py."""

@@ -1,0 +1,1 @@
+"""unpack: contract in op.py, meaning in reference.py."""
