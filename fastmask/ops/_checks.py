@@ -122,6 +122,6 @@ def count(name: str, value: int) -> int:
 def autocast(value: Tensor) -> Tensor:
     """Cast as `F.linear` does where autocast is on for the tensor's device; float64 is left alone."""
     kind = value.device.type
-    if not torch.is_autocast_enabled(kind) or value.dtype == torch.float64:
+    if kind == "meta" or value.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
         return value
     return value.to(torch.get_autocast_dtype(kind))

@@ -39,7 +39,7 @@ def unpack(bits: Tensor, shape: Sequence[int], *, backend: str = "auto") -> Tens
             f"bits: expected ({packed_bytes(numel)},) or (S, {packed_bytes(numel)}) bytes for shape "
             f"{tuple(shape)}, got {tuple(bits.shape)}"
         )
-    return torch.ops.fastmask.unpack(bits, numel, backend).view(*bits.shape[:-1], *shape)
+    return torch.ops.fastmask.unpack(bits, numel, backend).view((*bits.shape[:-1], *shape))
 
 
 def _implementation(bits: Tensor, numel: int, backend: str) -> Tensor:
