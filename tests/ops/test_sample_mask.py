@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch._dynamo.testing
 
 from fastmask import ops
 from fastmask.ops.sample_mask import reference

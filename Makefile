@@ -1,0 +1,42 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help: ## say what there is
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(RUN)/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("fastmask needs Python 3.11 or newer; %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, *v))'
+	$(PYTHON) -m venv $(VENV)
+
+# A stamp for each set of packages: installing again only when pyproject.toml changes.
+$(VENV)/.installed-all: $(RUN)/python pyproject.toml setup.py
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(RUN)/python pyproject.toml setup.py
+	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
+	@touch $@ $(VENV)/.installed-all
+
+demo: $(VENV)/.installed-all ## install, run domain transfer on the embedded digits, say where the report is
+	$(RUN)/fastmask transfer
+
+test: $(VENV)/.installed-dev ## install, run every test
+	$(RUN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy fastmask
+
+format: $(VENV)/.installed-dev ## let ruff mend what it can
+	$(RUN)/ruff check --fix .
+	$(RUN)/ruff format .
+
+clean: ## remove what was built, not the virtual environment
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
