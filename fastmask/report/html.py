@@ -1,0 +1,171 @@
+"""The report as one page: no script, nothing fetched, every text escaped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+from fastmask.report import metrics
+from fastmask.report.canvas import Drawing, inline_svg
+from fastmask.report.headline import headline
+from fastmask.report.page_style import CSS
+from fastmask.report.paper import applies
+from fastmask.report.rows import COLUMNS, Row
+from fastmask.report.run_folder import RunFolder
+from fastmask.report.tables import percent, strategies_html, table_1_html
+
+
+def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str:
+    """Compose the report; each drawing comes with its wide and its narrow SVG."""
+    rows = folder.rows
+    parts = [_head(folder), _findings(folder)]
+    if table := table_1_html(rows):
+        parts.append(_table_1(rows, table))
+    if rows:
+        before = percent(metrics.level(rows, lambda row: row.source_accuracy_before))
+        parts.append(
+            "<h2>All strategies</h2><p>Averaged over targets, then sources, then seeds. Before "
+            f"fine-tuning, source accuracy was {before} %. “Frozen” is "
+            "the share of masked weights that fine-tuning could not move; gains and changes are "
+            "differences to unmasked fine-tuning with the same source, target and seed, as shares of 1.</p>"
+            + strategies_html(rows)
+        )
+    for drawing, wide, narrow in drawings:
+        parts.append(
+            f'<h2>{escape(drawing.title)}</h2><figure><div class="only-wide">{wide}</div>'
+            f'<div class="narrow">{narrow}</div>'
+            f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
+        )
+    parts += [_made(folder), _runs(rows)]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(_title(folder))}</title><style>{CSS}</style></head><body>"
+        + "\n".join(part for part in parts if part)
+        + "</body></html>\n"
+    )
+
+
+def inline(drawing: Drawing) -> tuple[str, str]:
+    """Draw a figure twice for the page: wide, and narrow for a telephone."""
+    alt = escape(drawing.alt, quote=True)
+    wide = inline_svg(drawing.draw(False), f"{drawing.name}-w-", alt)
+    return wide, inline_svg(drawing.draw(True), f"{drawing.name}-n-", alt)
+
+
+def _title(folder: RunFolder) -> str:
+    data = str(folder.config.get("data", "")).rstrip("/").rsplit("/", 1)[-1]
+    return f"Domain transfer on {data}" if data else "Domain transfer"
+
+
+def _head(folder: RunFolder) -> str:
+    rows = folder.rows
+    seeds = len(metrics.seeds(rows))
+    said = [
+        str(folder.config["backbone"]) if folder.config.get("backbone") else "",
+        f"{len(metrics.sources(rows))} source domain{'s' if len(metrics.sources(rows)) != 1 else ''}",
+        f"{seeds} seed{'s' if seeds != 1 else ''}",
+        _progress(folder),
+    ]
+    return (
+        f'<h1>{escape(_title(folder))}</h1><p class="sub">'
+        + escape(" · ".join(word for word in said if word))
+        + "</p>"
+    )
+
+
+def _progress(folder: RunFolder) -> str:
+    planned = folder.planned
+    done = len(folder.rows)
+    return f"{done} of {planned} runs" if planned else f"{done} runs"
+
+
+def _findings(folder: RunFolder) -> str:
+    text = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(folder.rows))
+    found = f'<div class="finding">{text}</div>'
+    if folder.planned and len(folder.rows) < folder.planned:
+        found += (
+            f'<div class="finding warn"><p>This sweep is incomplete: {_progress(folder)} have '
+            "finished. Everything below is computed from those alone.</p></div>"
+        )
+    return found
+
+
+def _table_1(rows: Sequence[Row], table: str) -> str:
+    seeds = len(metrics.seeds(rows))
+    over = (
+        f"mean ±\u00a01 standard deviation over {seeds} seeds" if seeds > 1 else "one seed (n = 1)"
+    )
+    domains = {row.source for row in rows} | {row.target for row in rows}
+    beside = (
+        " The grey column repeats the values published in the paper (arXiv 2308.13957, Table 1): "
+        "another network, other splits, one number each; they are no measurement of this run."
+        if applies(domains)
+        else ""
+    )
+    return (
+        "<h2>Table 1: the binary mask, by where the free weights start</h2>"
+        "<p>Source gain is how much more source accuracy is left than after unmasked fine-tuning; "
+        "target change is how much more, or less, target accuracy is reached. Both are shares of 1, "
+        f"averaged over targets; {over}; higher is better.{beside} "
+        "Free weights start from the values before the source was learned (source-start, the "
+        "default), from the source-trained values (source-end), or anew (random). The best start "
+        "of each source is bold.</p>" + table
+    )
+
+
+def _made(folder: RunFolder) -> str:
+    said = folder.environment.get("command")
+    name = folder.path.resolve().name
+    command = f"fastmask transfer --config {name}/config.json"
+    given = f"<p>It was started with:</p><pre>{escape(str(said))}</pre>" if said else ""
+    return (
+        "<h2>How this was made</h2>"
+        "<p>Each source: train a classifier on frozen features; find which of its weights to freeze, "
+        "by each strategy; fine-tune the others on each target; test on both test splits. "
+        "Accuracies are shares of test images never trained on.</p>"
+        f"{given}<p>To run it again:</p><pre>{escape(command)}</pre>"
+        f"<h3>Settings</h3>{_listing(folder.config)}"
+        f"<h3>Environment</h3>{_listing(folder.environment)}"
+    )
+
+
+def _listing(values: dict[str, Any]) -> str:
+    items = "".join(
+        f"<dt>{escape(str(name).replace('_', ' '))}</dt><dd>{escape(_said(value))}</dd>"
+        for name, value in values.items()
+    )
+    return f"<dl>{items}</dl>" if items else '<p class="note">nothing recorded</p>'
+
+
+def _said(value: Any) -> str:
+    """A JSON value in words: lists with commas, objects as `name: value`."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {_said(item)}" for name, item in value.items()) or "–"
+    if isinstance(value, list):
+        return ", ".join(_said(item) for item in value) or "–"
+    return str(value)
+
+
+def _runs(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in COLUMNS)
+    body = "".join(
+        "<tr>"
+        + "".join(
+            f"<td>{escape(f'{value:.4f}' if isinstance(value, float) else str(value))}</td>"
+            for value in (getattr(row, name) for name in COLUMNS)
+        )
+        + "</tr>"
+        for row in rows
+    )
+    return (
+        f'<details><summary>All {len(rows)} runs</summary><div class="wide"><table>'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
+    )

@@ -1,0 +1,193 @@
+"""Figures 4 and 7: the trained weights with µ ± σ, and the masks as pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmask.report.canvas import panels
+from fastmask.report.mask_file import MaskFile
+from fastmask.report.palette import FREE, FROZEN, GRID, INK, MUTED, wrapped
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Bins a standard deviation, so that the edges fall on µ ± σ and a bin is frozen or free as a whole.
+_PER_SIGMA = 6
+_REACH = 6
+MOST_TILES = 12
+_LABEL_INCHES = 0.2
+
+
+def weight_histograms(masks: Sequence[MaskFile], narrow: bool) -> Figure:
+    """Draw figure 4: the classifier's weights after training on each source, with µ and µ ± σ."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    figure, axes = panels(len(masks), narrow, 2.1)
+    for ax, mask in zip(axes, masks, strict=True):
+        _histogram(ax, mask.weight(mask.last).ravel().astype(np.float64))
+        ax.set_title(f"source: {wrapped(mask.source, 34, 1)}")
+    for ax in axes[:: 1 if narrow else 2]:
+        ax.set_ylabel("weights")
+    for ax in axes[-1:] if narrow else axes[-2:]:
+        ax.set_xlabel("value of the weight")
+    figure.legend(
+        handles=[
+            Patch(color=FREE, label="within µ ± σ: free under naive"),
+            Patch(color=FROZEN, label="beyond: frozen under naive"),
+            Line2D([], [], color=INK, linewidth=1.2, label="µ"),
+            Line2D([], [], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="µ ± σ"),
+        ],
+        loc="outside lower center",
+        ncols=1 if narrow else 4,
+    )
+    return figure
+
+
+def _histogram(ax: Axes, values: NDArray[np.float64]) -> None:
+    mean = float(values.mean()) if values.size else 0.0
+    sigma = float(values.std(ddof=1)) if values.size > 1 else 0.0
+    if sigma > 0.0:
+        scaled = (values - mean) / sigma
+        low = max(math.floor(scaled.min()), -_REACH)
+        high = min(math.ceil(scaled.max()), _REACH)
+        edges = np.arange(low * _PER_SIGMA, high * _PER_SIGMA + 1) / _PER_SIGMA
+        counts = np.histogram(scaled, edges)[0]
+        for colour, inside in ((FREE, True), (FROZEN, False)):
+            shown = np.where((np.abs(edges[:-1] + edges[1:]) / 2 < 1.0) == inside, counts, 0)
+            ax.stairs(shown, mean + sigma * edges, fill=True, color=colour)
+        ax.stairs(counts, mean + sigma * edges, color=MUTED, linewidth=0.6)
+        for k in (-1, 1):
+            ax.axvline(mean + k * sigma, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
+        frozen = f"\nnaive freezes {100 * float((np.abs(scaled) > 1).mean()):.1f} %"
+        beyond = int(values.size - counts.sum())
+        if beyond:
+            frozen += f"\n{beyond} beyond ± {_REACH} σ"
+    else:
+        ax.bar([mean], [values.size], width=0.1, color=FREE)
+        frozen = "\nall weights are equal"
+    ax.axvline(mean, color=INK, linewidth=1.2)
+    ax.text(
+        0.985,
+        0.97,
+        f"µ = {mean:.4f}\nσ = {sigma:.4f}{frozen}".replace("-", "−"),
+        transform=ax.transAxes,
+        ha="right",
+        va="top",
+        fontsize=8.0,
+    )
+    ax.margins(x=0.01)
+    ax.grid(axis="y", color=GRID)
+    ax.ticklabel_format(axis="y", style="plain")
+
+
+@dataclass(frozen=True)
+class _Tiles:
+    """Rows of a matrix, each folded to a tile of the same size; -1 is ground, 0 free, 1 frozen."""
+
+    height: int
+    width: int
+    tiles: list[NDArray[np.int8]]
+
+
+def fold(matrix: NDArray[np.bool_]) -> _Tiles:
+    """Fold each row of n entries to a tile of about 4:5, row by row, padded with ground."""
+    n = matrix.shape[1]
+    height = max(1, round(math.sqrt(n * 0.8)))
+    exact = [h for h in range(max(1, height // 2), height + 1) if n % h == 0]
+    height = exact[-1] if exact else height
+    width = max(1, -(-n // height))
+    tiles = []
+    for row in matrix:
+        flat = np.full(height * width, -1, np.int8)
+        flat[:n] = row
+        tiles.append(flat.reshape(height, width))
+    return _Tiles(height, width, tiles)
+
+
+def mask_pictures(masks: Sequence[MaskFile], narrow: bool) -> Figure:
+    """Draw figure 7: the mask of each source, one tile a class, frozen and free in two colours."""
+    from matplotlib.patches import Patch
+
+    shown, columns = 1, 1
+    for mask in masks:
+        shown = max(shown, min(_matrix(mask).shape[0], MOST_TILES))
+    short = all(len(name) <= 8 for mask in masks for name in mask.classes)
+    one_line = 4 if narrow else (10 if short else 7)
+    columns = min(shown, one_line if narrow or shown <= one_line else -(-shown // 2))
+    lines = -(-shown // columns)
+    tile_inches = (4.3 if narrow else 10.2) / columns
+    folded = fold(_matrix(masks[0])[:1])
+    aspect = folded.height / folded.width
+    tile_inches = min(tile_inches, 1.7)
+    height = 0.35 + lines * (tile_inches * aspect + _LABEL_INCHES)
+    figure, axes = panels(len(masks), narrow, height, columns=1, legend=0.5)
+    gap = max(1, math.ceil(_LABEL_INCHES / tile_inches * folded.width))
+    for ax, mask in zip(axes, masks, strict=True):
+        _mosaic(ax, mask, shown, columns, gap)
+    figure.legend(
+        handles=[
+            Patch(color=FROZEN, label="frozen: kept for the source"),
+            Patch(color=FREE, label="free: fine-tuned on the target"),
+        ],
+        loc="outside lower center",
+        ncols=1 if narrow else 2,
+    )
+    return figure
+
+
+def _matrix(mask: MaskFile) -> NDArray[np.bool_]:
+    frozen = mask.frozen(mask.last)
+    return frozen.reshape(frozen.shape[0] if frozen.ndim > 1 else 1, -1)
+
+
+def _mosaic(ax: Axes, mask: MaskFile, shown: int, columns: int, gap_y: int) -> None:
+    frozen = _matrix(mask)
+    folded = fold(frozen[:shown])
+    gap_x = max(2, folded.width // 8)
+    lines = -(-len(folded.tiles) // columns)
+    ground = np.full(
+        (lines * (folded.height + gap_y), columns * (folded.width + gap_x) - gap_x), -1, np.int8
+    )
+    for i, tile in enumerate(folded.tiles):
+        top = (i // columns) * (folded.height + gap_y) + gap_y
+        left = (i % columns) * (folded.width + gap_x)
+        ground[top : top + folded.height, left : left + folded.width] = tile
+        name = mask.classes[i] if len(mask.classes) == len(frozen) else f"row {i}"
+        ax.text(
+            left,
+            top - 0.06 * gap_y,
+            f"{wrapped(name, 14, 1)} {100 * float(frozen[i].mean()):.0f} %",
+            fontsize=7.5,
+            ha="left",
+            va="bottom",
+        )
+    ax.imshow(_coloured(ground), interpolation="none", aspect="equal", extent=_extent(ground))
+    ax.set_axis_off()
+    more = f", first {shown} of {len(frozen)} rows" if len(frozen) > shown else ""
+    ax.set_title(
+        f"source: {wrapped(mask.source, 30, 1)}  ({100 * float(frozen.mean()):.1f} % frozen{more})",
+        pad=2.0,
+    )
+
+
+def _extent(ground: NDArray[Any]) -> tuple[float, float, float, float]:
+    return (0.0, float(ground.shape[1]), float(ground.shape[0]), 0.0)
+
+
+def _coloured(ground: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Enlarge by whole numbers (a browser would blur small pictures) and colour; ground is clear."""
+    times = max(1, 1600 // max(ground.shape))
+    large = np.kron(ground, np.ones((times, times), np.int8))
+    picture = np.zeros((*large.shape, 4), np.uint8)
+    for value, colour in ((0, FREE), (1, FROZEN)):
+        red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+        picture[large == value] = (red, green, blue, 255)
+    return picture

@@ -1,0 +1,40 @@
+"""From a run folder to its figures and its page."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+from fastmask.errors import require
+from fastmask.report import atomic, canvas, html
+from fastmask.report.figures import drawings
+from fastmask.report.run_folder import read_run
+
+
+def render(run_dir: str | PathLike[str]) -> Path:
+    """Draw figures and `report.html` of a run folder from what it holds.
+
+    Args:
+        run_dir: a folder with results.csv, config.json, environment.json and masks/; nothing else is read.
+
+    Returns:
+        The path of `report.html`; `figures/` beside it holds each figure as PNG and SVG.
+
+    Raises:
+        RunFolderError: a file is missing or damaged, or the folder cannot be written to.
+        MaskFileError: a mask file is missing or damaged; the message names it.
+        MissingPackage: matplotlib is not installed (extra `report`).
+    """
+    require("matplotlib", extra="report")
+    path = Path(run_dir)
+    folder = read_run(path)
+    drawn = []
+    with canvas.style():
+        for drawing in drawings(folder):
+            figure = drawing.draw(False)
+            atomic.write(path / "figures" / f"{drawing.name}.png", canvas.png(figure))
+            atomic.write(path / "figures" / f"{drawing.name}.svg", canvas.svg(figure))
+            drawn.append((drawing, *html.inline(drawing)))
+    report = path / "report.html"
+    atomic.write(report, html.page(folder, drawn).encode("utf-8"))
+    return report
