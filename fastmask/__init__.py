@@ -1,8 +1,30 @@
 """fastmask: one-bit masks over the weights of a pretrained network."""
 
-from fastmask import errors, ops
-from fastmask.bits import BitMask
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastmask import errors, ops
+    from fastmask.bits import BitMask
 
 __version__ = "0.1.0"
 
 __all__ = ["BitMask", "errors", "ops"]
+
+# Where a public name lives; a room is itself. They are loaded when first used, so that the command line
+# starts without torch, and `fastmask info` can say what is wrong where torch cannot be imported.
+_HOMES = {"BitMask": "fastmask.bits"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'fastmask' has no attribute {name!r}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    return importlib.import_module(f"fastmask.{name}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
