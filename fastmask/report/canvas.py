@@ -59,6 +59,13 @@ def panels(
     return figure, axes[:n]
 
 
+def settle(figure: Figure) -> Figure:
+    """Lay the figure out once; else every saving lays it out, and draws it, a second time."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return figure
+
+
 def png(figure: Figure) -> bytes:
     """Draw on white."""
     return _saved(figure, "png", facecolor="white", dpi=PNG_DPI)
@@ -69,10 +76,12 @@ def svg(figure: Figure) -> bytes:
     return _saved(figure, "svg", facecolor="white", metadata={"Date": None})
 
 
-def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
-    """Draw without ground, for a page: text takes the page's colour, ids carry `prefix`."""
-    text = _saved(figure, "svg", facecolor="none", metadata={"Date": None}).decode("utf-8")
+def inline(drawn: bytes, figure: Figure, prefix: str, alt: str) -> str:
+    """Fit an SVG file into a page: no ground, text in the page's colour, ids with `prefix`."""
+    text = drawn.decode("utf-8")
     text = text[text.index("<svg") :]
+    # The figure's own patch, its white ground, is drawn first.
+    text = re.sub(r'<g id="patch_1">.*?</g>', "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text)

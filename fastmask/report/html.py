@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from fastmask.report import metrics
-from fastmask.report.canvas import Drawing, inline_svg
+from fastmask.report.canvas import Drawing
 from fastmask.report.headline import headline
 from fastmask.report.page_style import CSS
 from fastmask.report.paper import applies
@@ -45,13 +45,6 @@ def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str
         + "\n".join(part for part in parts if part)
         + "</body></html>\n"
     )
-
-
-def inline(drawing: Drawing) -> tuple[str, str]:
-    """Draw a figure twice for the page: wide, and narrow for a telephone."""
-    alt = escape(drawing.alt, quote=True)
-    wide = inline_svg(drawing.draw(False), f"{drawing.name}-w-", alt)
-    return wide, inline_svg(drawing.draw(True), f"{drawing.name}-n-", alt)
 
 
 def _title(folder: RunFolder) -> str:

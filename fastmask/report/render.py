@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from html import escape
 from os import PathLike
 from pathlib import Path
 
 from fastmask.errors import require
 from fastmask.report import atomic, canvas, html
+from fastmask.report.canvas import Drawing
 from fastmask.report.figures import drawings
 from fastmask.report.run_folder import read_run
 
@@ -28,13 +30,23 @@ def render(run_dir: str | PathLike[str]) -> Path:
     require("matplotlib", extra="report")
     path = Path(run_dir)
     folder = read_run(path)
-    drawn = []
     with canvas.style():
-        for drawing in drawings(folder):
-            figure = drawing.draw(False)
-            atomic.write(path / "figures" / f"{drawing.name}.png", canvas.png(figure))
-            atomic.write(path / "figures" / f"{drawing.name}.svg", canvas.svg(figure))
-            drawn.append((drawing, *html.inline(drawing)))
+        drawn = [_draw(path / "figures", drawing) for drawing in drawings(folder)]
     report = path / "report.html"
     atomic.write(report, html.page(folder, drawn).encode("utf-8"))
     return report
+
+
+def _draw(folder: Path, drawing: Drawing) -> tuple[Drawing, str, str]:
+    """Write a figure's files; return it with its wide and its narrow form for the page."""
+    alt = escape(drawing.alt, quote=True)
+    wide = canvas.settle(drawing.draw(False))
+    atomic.write(folder / f"{drawing.name}.png", canvas.png(wide))
+    file = canvas.svg(wide)
+    atomic.write(folder / f"{drawing.name}.svg", file)
+    narrow = canvas.settle(drawing.draw(True))
+    return (
+        drawing,
+        canvas.inline(file, wide, f"{drawing.name}-w-", alt),
+        canvas.inline(canvas.svg(narrow), narrow, f"{drawing.name}-n-", alt),
+    )
