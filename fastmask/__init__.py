@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["BitMask", "errors", "ops"]
+__all__ = ["BitMask", "errors", "ops", "optim"]
 
 # Where a public name lives; a room is itself. They are loaded when first used, so that the command line
 # starts without torch, and `fastmask info` can say what is wrong where torch cannot be imported.

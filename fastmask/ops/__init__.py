@@ -1,9 +1,10 @@
 """The ops of fastmask: packed bits in, tensors out. One op, one folder."""
 
 from fastmask.ops.masked_linear.op import masked_linear
+from fastmask.ops.masked_sgd_.op import masked_sgd_
 from fastmask.ops.pack.op import pack
 from fastmask.ops.popcount.op import popcount
 from fastmask.ops.sample_mask.op import draw_seed, sample_mask
 from fastmask.ops.unpack.op import unpack
 
-__all__ = ["draw_seed", "masked_linear", "pack", "popcount", "sample_mask", "unpack"]
+__all__ = ["draw_seed", "masked_linear", "masked_sgd_", "pack", "popcount", "sample_mask", "unpack"]

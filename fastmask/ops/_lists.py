@@ -1,0 +1,74 @@
+"""Checks of the ops that update many tensors in one call, and the selection they end with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmask.ops import _checks
+
+
+def updated(params: Sequence[Tensor]) -> None:
+    """Raise unless `params` is a list of floating tensors that can be written, of one device and dtype."""
+    listed("params", params, len(params) if isinstance(params, list | tuple) else 0)
+    for i, param in enumerate(params):
+        _checks.floating(f"params[{i}]", param)
+        _checks.same(f"params[{i}]", param, "params[0]", params[0])
+        writable(f"params[{i}]", param)
+
+
+def alike(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> None:
+    """Raise unless `tensors` has a tensor of the shape, device and dtype of each parameter."""
+    listed(name, tensors, len(params))
+    for i, (value, param) in enumerate(zip(tensors, params, strict=True)):
+        _checks.tensor(f"{name}[{i}]", value)
+        _checks.shape(f"{name}[{i}]", value, param.shape, f"that of params[{i}]")
+        _checks.same(f"{name}[{i}]", value, f"params[{i}]", param)
+
+
+def frozen_bits(
+    frozen: Sequence[Tensor | None] | None, params: Sequence[Tensor]
+) -> list[Tensor | None]:
+    """Return one mask or None for each parameter; raise unless each is the packed bits of its own."""
+    if frozen is None:
+        return [None] * len(params)
+    listed("frozen", frozen, len(params))
+    for i, (bits, param) in enumerate(zip(frozen, params, strict=True)):
+        if bits is not None:
+            _checks.packed(f"frozen[{i}]", bits, param.numel(), f"params[{i}]", param)
+            _checks.shape(f"frozen[{i}]", bits, bits.shape[-1:], "one mask, not several")
+    return list(frozen)
+
+
+def listed(name: str, tensors: object, length: int) -> None:
+    """Raise unless `tensors` is a list or tuple of `length` elements."""
+    if not isinstance(tensors, list | tuple):
+        raise TypeError(f"{name}: expected a list of tensors, got {type(tensors).__name__}")
+    if len(tensors) != length:
+        raise ValueError(
+            f"{name}: expected {length} elements, one for each of params, got {len(tensors)}"
+        )
+
+
+def writable(name: str, tensor: Tensor) -> None:
+    """Raise ValueError where several elements share one place in memory."""
+    if any(
+        stride == 0 < size - 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ):
+        raise ValueError(
+            f"{name}: expected a tensor that can be written, got one expanded to {tuple(tensor.shape)}"
+        )
+
+
+def number_or_tensor(name: str, value: float | Tensor) -> Tensor:
+    """Return a number or a 1-element tensor as a 0-d tensor; a number as float64 on the CPU."""
+    if not isinstance(value, Tensor):
+        return torch.tensor(_checks.finite(name, value), dtype=torch.float64)
+    if value.numel() != 1 or not value.is_floating_point():
+        raise ValueError(
+            f"{name}: expected a number or a floating tensor of 1 element, got {value.dtype} of shape "
+            f"{tuple(value.shape)}"
+        )
+    return value.detach().reshape(())

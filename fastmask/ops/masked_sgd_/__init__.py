@@ -1,0 +1,1 @@
+"""masked_sgd_: contract in op.py, meaning in reference.py."""

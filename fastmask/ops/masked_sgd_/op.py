@@ -1,0 +1,131 @@
+"""masked_sgd_: one step of stochastic gradient descent that cannot move frozen entries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fastmask import _backend
+from fastmask.ops import _checks, _lists
+from fastmask.ops._register import register
+
+
+def masked_sgd_(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    momenta: Sequence[Tensor] | None,
+    frozen: Sequence[Tensor | None] | None,
+    *,
+    lr: float | Tensor,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    dampening: float = 0.0,
+    nesterov: bool = False,
+    maximize: bool = False,
+    first: bool = False,
+    backend: str = "auto",
+) -> None:
+    """Step: `if frozen: theta, buf unchanged; else buf = mu * buf + (1 - damp) * g, theta -= lr * d`.
+
+    `g = grad + weight_decay * theta` (grad negated to maximize), `d = g + mu * buf` with nesterov, else
+    buf; without momentum `d = g`. With `first` buf is written as g (0 where frozen) and not read. Frozen
+    entries are selected, not multiplied: they keep their bits whatever theta, grad and buf hold there.
+
+    Args:
+        params: n tensors of one floating dtype and device, updated.
+        grads: n tensors like params.
+        momenta: n tensors like params, updated; None where momentum is 0.
+        frozen: n packed masks, uint8 (bytes,), 1 = frozen, or None for each; None = nothing is frozen.
+        lr: number, or floating tensor of 1 element.
+        momentum, weight_decay, dampening: numbers mu, weight_decay, damp.
+        nesterov: look ahead; needs momentum > 0 and dampening 0.
+        maximize: step up the gradient.
+        first: momenta hold nothing yet.
+        backend: `auto` or the name of a back end.
+
+    Raises:
+        TypeError, ValueError: lists of different lengths; dtype, device or shape do not fit; a number is
+            not finite.
+        BackendUnavailable: the back end named cannot run.
+
+    Gradients: none; params may require grad.
+    Deterministic: yes; free entries have the bits of torch.optim.SGD's for-loop.
+    Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
+    """
+    _lists.updated(params)
+    _lists.alike("grads", grads, params)
+    bits = _lists.frozen_bits(frozen, params)
+    rate = _lists.number_or_tensor("lr", lr)
+    momentum = _checks.finite("momentum", momentum)
+    weight_decay = _checks.finite("weight_decay", weight_decay)
+    dampening = _checks.finite("dampening", dampening)
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise ValueError(
+            f"nesterov: expected momentum > 0 and dampening 0 with it, got {momentum} and {dampening}"
+        )
+    if momentum != 0:
+        _lists.alike("momenta", () if momenta is None else momenta, params)
+        for i, buf in enumerate(momenta or ()):
+            _lists.writable(f"momenta[{i}]", buf)
+    if not params:
+        return
+    with torch.no_grad():
+        torch.ops.fastmask.masked_sgd_(
+            list(params),
+            list(grads),
+            list(momenta or ()) if momentum != 0 else [],
+            bits,
+            rate,
+            momentum,
+            weight_decay,
+            dampening,
+            nesterov,
+            maximize,
+            first,
+            backend,
+        )
+
+
+def _implementation(
+    params: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    frozen: list[Tensor | None],
+    lr: Tensor,
+    momentum: float,
+    weight_decay: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+    backend: str,
+) -> None:
+    module = _backend.resolve("masked_sgd_", backend, params[0].device)
+    module.masked_sgd_(
+        params,
+        grads,
+        momenta,
+        frozen,
+        lr,
+        momentum,
+        weight_decay,
+        dampening,
+        nesterov,
+        maximize,
+        first,
+    )
+
+
+def _fake(*_: object) -> None:
+    return None
+
+
+register(
+    "masked_sgd_(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] momenta, Tensor?[] frozen, Tensor lr, "
+    "float momentum, float weight_decay, float dampening, bool nesterov, bool maximize, bool first, "
+    "str backend) -> ()",
+    _implementation,
+    _fake,
+)

@@ -1,0 +1,130 @@
+"""Which entries of an optimizer's parameters are frozen: checked, held, and kept out of its state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask.bits import BitMask
+
+# State of a parameter's shape that is no accumulated gradient: a count, a step length, an average of values.
+_NO_GRADIENTS = frozenset({"step", "step_size", "ax"})
+
+
+def names(optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    """What errors call each parameter: its name if the optimizer knows it, else its place."""
+    found = {}
+    for g, group in enumerate(optimizer.param_groups):
+        given = group.get("param_names")
+        for i, param in enumerate(group["params"]):
+            found[param] = given[i] if given else f"parameter {i} of group {g}"
+    return found
+
+
+def checked(
+    optimizer: torch.optim.Optimizer, frozen: Mapping[Tensor, BitMask]
+) -> dict[Tensor, BitMask]:
+    """Return `frozen` as a dict; raise unless it maps parameters of the optimizer to masks of their own."""
+    if not isinstance(frozen, Mapping):
+        raise TypeError(
+            f"frozen: expected a mapping of parameters to BitMasks, got {type(frozen).__name__}"
+        )
+    known = names(optimizer)
+    for param, mask in frozen.items():
+        if not isinstance(param, Tensor):
+            raise TypeError(f"frozen: expected parameters as keys, got {type(param).__name__}")
+        if param not in known:
+            raise ValueError(
+                f"frozen: a parameter of shape {tuple(param.shape)} is not in the optimizer"
+            )
+        name = known[param]
+        if not isinstance(mask, BitMask):
+            raise TypeError(
+                f"frozen: expected a BitMask (see BitMask.from_bool) for {name}, got {type(mask).__name__}"
+            )
+        if hasattr(param, "placements"):
+            raise TypeError(
+                f"frozen: {name} is sharded (DTensor); freezing shards is not supported"
+            )
+        if not param.is_floating_point():
+            raise TypeError(f"frozen: expected {name} to be real floating, got {param.dtype}")
+        if mask.shape != param.shape:
+            raise ValueError(
+                f"frozen: expected a mask of shape {tuple(param.shape)} for {name}, "
+                f"got {tuple(mask.shape)}"
+            )
+        if mask.device != param.device:
+            raise ValueError(
+                f"frozen: expected a mask on {param.device} for {name}, got one on {mask.device}"
+            )
+    return dict(frozen)
+
+
+def clear_state(optimizer: torch.optim.Optimizer, frozen: Mapping[Tensor, BitMask]) -> None:
+    """Replace what an optimizer has accumulated at frozen entries by 0.
+
+    The tensors are new ones: those loaded from a checkpoint may belong to the caller still.
+    """
+    for param, mask in frozen.items():
+        state = optimizer.state.get(param, {})
+        stale = [
+            key
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+            and key not in _NO_GRADIENTS
+            and value.shape == param.shape
+            and value.is_floating_point()
+        ]
+        if stale:
+            ones = mask.to_bool()
+            for key in stale:
+                state[key] = state[key].detach().masked_fill(ones, 0)
+
+
+class FrozenEntries(torch.optim.Optimizer):
+    """The part that masked optimizers share: masks by parameter, out of the way of torch's state dict."""
+
+    _frozen: dict[Tensor, BitMask]
+
+    @property
+    def frozen(self) -> Mapping[Tensor, BitMask]:
+        """The masks now in force, 1 = frozen; parameters without one are free."""
+        return MappingProxyType(self._frozen)
+
+    def set_frozen(self, frozen: Mapping[Tensor, BitMask] | None) -> None:
+        """Put these masks in the place of all earlier ones and forget state at their frozen entries.
+
+        Args:
+            frozen: masks by parameter, 1 = frozen; a parameter left out is free.
+
+        Raises:
+            TypeError, ValueError: no mapping, a key that the optimizer does not have, no BitMask, or a
+                mask of another shape or device; the masks in force stay.
+        """
+        self._frozen = checked(self, {} if frozen is None else frozen)
+        clear_state(self, self._frozen)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load torch's state dict of the same optimizer; masks stay, state at frozen entries is 0."""
+        super().load_state_dict(state_dict)
+        clear_state(self, self._frozen)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_frozen": self._frozen}
+
+    def _bits(self, param: Tensor) -> Tensor | None:
+        mask = self._frozen.get(param)
+        return None if mask is None else mask.bits
+
+
+def refuse_differentiable(differentiable: bool) -> None:
+    """Raise ValueError where autograd is to run through the step."""
+    if differentiable:
+        raise ValueError(
+            "differentiable: expected False, got True: the update is done in place, in one pass, and "
+            "autograd cannot run through it"
+        )

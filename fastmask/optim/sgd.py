@@ -1,0 +1,121 @@
+"""MaskedSGD: torch.optim.SGD with entries that cannot move."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.bits import BitMask
+from fastmask.optim.freezing import FrozenEntries, refuse_differentiable
+
+
+class MaskedSGD(FrozenEntries, torch.optim.SGD):
+    """Step as torch.optim.SGD, `theta -= lr * d`, on free entries; frozen ones keep their bits.
+
+    Frozen entries cannot move by construction: neither gradients (NaN included) nor weight decay nor
+    momentum reach them, and their momentum stays 0. With nothing frozen parameters and state have the
+    bits of torch's for-loop. `foreach` and `fused` are accepted and change nothing: there is one pass
+    over weight, gradient, momentum and bits. State dicts are torch's, both ways; masks do not travel in
+    them: to resume, construct with the same `frozen`. Copies and pickles keep their masks. GradScaler
+    unscales and skips steps as for an optimizer that is not fused.
+
+    Args:
+        params: parameters, named parameters or groups, as for torch.
+        lr: learning rate, a number or a tensor of 1 element.
+        momentum, dampening, weight_decay, nesterov, maximize: as for torch.
+        foreach, fused: accepted; without effect.
+        differentiable: must be False.
+        frozen: masks by parameter, 1 = frozen; a parameter left out is free.
+
+    Raises:
+        TypeError, ValueError: an option torch refuses; `differentiable`; masks that do not fit. In
+            `step`: gradients that are sparse, complex, or of another dtype than their parameter.
+
+    Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        frozen: Mapping[Tensor, BitMask] | None = None,
+    ) -> None:
+        refuse_differentiable(differentiable)
+        self._frozen = {}
+        super().__init__(
+            params,
+            lr,
+            momentum,
+            dampening,
+            weight_decay,
+            nesterov,
+            maximize=maximize,
+            foreach=foreach,
+            fused=fused,
+        )
+        # fused makes torch's own take GradScaler's scale in its kernel; this one lets the scaler unscale.
+        self._step_supports_amp_scaling = False
+        self.set_frozen(frozen)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one step; return the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for first, params in self._launches(group):
+                self._update(group, params, first)
+        return loss
+
+    def _launches(self, group: dict[str, Any]) -> list[tuple[bool, list[Tensor]]]:
+        """Parameters with a gradient, apart by device and dtype and by whether they have momentum yet."""
+        launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+        for param in group["params"]:
+            if param.grad is not None:
+                first = group["momentum"] != 0 and (
+                    self.state[param].get("momentum_buffer") is None
+                )
+                launches[first, param.device, param.dtype].append(param)
+        return [(key[0], params) for key, params in launches.items()]
+
+    def _update(self, group: dict[str, Any], params: list[Tensor], first: bool) -> None:
+        momenta = None
+        grads = [param.grad for param in params if param.grad is not None]
+        if group["momentum"] != 0:
+            if first:
+                momenta = [torch.empty_like(grad) for grad in grads]
+            else:
+                momenta = [self.state[param]["momentum_buffer"] for param in params]
+        ops.masked_sgd_(
+            params,
+            grads,
+            momenta,
+            [self._bits(param) for param in params],
+            lr=group["lr"],
+            momentum=group["momentum"],
+            weight_decay=float(group["weight_decay"]),
+            dampening=group["dampening"],
+            nesterov=group["nesterov"],
+            maximize=group["maximize"],
+            first=first,
+        )
+        # Only now: a step that raises leaves no momentum that was never written.
+        if first and momenta is not None:
+            for param, buf in zip(params, momenta, strict=True):
+                self.state[param]["momentum_buffer"] = buf
