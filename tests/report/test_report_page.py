@@ -1,0 +1,252 @@
+"""Figures and page: complete, self-contained, escaped, and drawn for whatever part of a sweep there is."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from report.synthetic_run import DIGITS, PACS, make_run
+
+from fastmask.errors import RunFolderError
+from fastmask.report import atomic, read_run, render
+from fastmask.report.figures import drawings
+from fastmask.report.headline import headline
+from fastmask.report.palette import strategy_colour, wrapped
+from fastmask.report.pictures import fold
+from fastmask.report.tables import strategy_table, table_1
+
+pytest.importorskip("matplotlib", reason="figures need the extra `report`")
+
+FIGURES = {
+    "figure4_weights",
+    "figure5_source_accuracy",
+    "figure6_target_accuracy",
+    "figure7_masks",
+    "tradeoff",
+}
+VOID = {"meta", "br", "path", "use", "image", "rect", "line", "circle", "stop"}
+
+
+class Page(HTMLParser):
+    """What a browser would fetch or run, and whether every tag is closed."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.tags: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "action", "data"):
+                self.fetched.append(value or "")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
+
+
+@pytest.fixture(scope="module")
+def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = make_run(tmp_path_factory.mktemp("pacs") / "run")
+    render(run)
+    return run
+
+
+def test_every_figure_is_there_twice_and_whole(pacs: Path) -> None:
+    files = {path.name for path in (pacs / "figures").iterdir()}
+    assert files == {f"{name}.{kind}" for name in FIGURES for kind in ("png", "svg")}
+    for name in FIGURES:
+        assert (pacs / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        ET.parse(pacs / "figures" / f"{name}.svg")
+
+
+def test_page_is_self_contained(pacs: Path) -> None:
+    text = (pacs / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert all(ref.startswith(("#", "data:image/png;base64,")) for ref in page.fetched)
+    assert "@import" not in text and not re.search(r"url\((?!#)", text)
+    assert not re.search(r"https?://", text)
+    assert text.count("<svg") == 2 * len(FIGURES)
+
+
+def test_ids_in_the_page_are_unique_and_found(pacs: Path) -> None:
+    text = (pacs / "report.html").read_text(encoding="utf-8")
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'href="#([^"]+)"', text)) <= set(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", text)) <= set(ids)
+
+
+def test_published_numbers_stand_beside_pacs_and_nothing_else(pacs: Path, tmp_path: Path) -> None:
+    assert "+0.062" in (pacs / "report.html").read_text(encoding="utf-8")
+    groups = table_1(read_run(pacs).rows)
+    published = {(ln.source, ln.start): ln.published for group in groups for ln in group}
+    assert published["sketch", "source-end"].target_change == -0.059  # type: ignore[union-attr]
+    mean = published[None, "source-start"]
+    assert mean is not None
+    assert (mean.source_gain, mean.target_change) == pytest.approx((0.0305, -0.0325))
+    run = make_run(tmp_path / "run", domains=("art_painting", "cartoon", "photo"), features=16)
+    assert all(ln.published is None for group in table_1(read_run(run).rows) for ln in group)
+
+
+def test_drawing_again_gives_the_same_bytes(pacs: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(pacs, tmp_path / "run"))
+    shutil.rmtree(again / "figures")
+    render(again)
+    for path in [pacs / "report.html", *(pacs / "figures").iterdir()]:
+        assert (again / path.relative_to(pacs)).read_bytes() == path.read_bytes(), path.name
+
+
+def test_numbers_of_the_page_are_those_of_the_rows(pacs: Path) -> None:
+    rows = read_run(pacs).rows
+    picked = [r for r in rows if r.strategy == "binary" and r.start == "source-start"]
+    line = next(
+        ln for ln in strategy_table(rows) if (ln.strategy, ln.start) == ("binary", "source-start")
+    )
+    # Every source has equally many targets and seeds, so the mean of means is the plain mean.
+    assert line.after.mean == pytest.approx(sum(r.source_accuracy for r in picked) / len(picked))
+    assert line.density is not None and line.density.mean == pytest.approx(0.83)
+
+
+HOSTILE = ('<script>alert("1")</script>', "a&b", "$x_{2}$", "[bold]", "très_long_" * 6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"domains": DIGITS, "classes": tuple("0123456789"), "features": 128},
+        {"sources": PACS[:1], "seeds": 1},
+        {"strategies": ("binary",), "starts": ("source-end",), "seeds": 2},
+        {"strategies": ("naive",), "baselines": ("none",)},
+        {"strategies": ("editor", "naive"), "baselines": ("scratch",)},
+        {"strategies": (), "seeds": 1},
+        {"baselines": ()},
+        {"keep": 0.4},
+        {"keep": 0.0},
+        {"hidden": 24, "seeds": 2},
+        {"classes": tuple(f"class_{i}" for i in range(65)), "features": 37},
+        {"classes": ("only",), "features": 1},
+        {"domains": ("a", "b")},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_draws_whatever_there_is(tmp_path: Path, options: dict) -> None:
+    run = make_run(tmp_path / "run", **{"features": 64, "domains": PACS[:2], **options})
+    text = render(run).read_text(encoding="utf-8")
+    assert not Page(text).open
+    folder = read_run(run)
+    if len(folder.rows) < (folder.planned or 0):
+        assert f"{len(folder.rows)} of {folder.planned} runs" in text
+        assert "incomplete" in text
+    else:
+        assert "incomplete" not in text
+    if options.get("seeds") == 1:
+        assert "1 seed" in text
+
+
+def test_all_text_is_escaped(tmp_path: Path) -> None:
+    domains = tuple(name.replace("/", "") for name in HOSTILE)
+    run = make_run(
+        tmp_path / "run", domains=domains, classes=HOSTILE, features=16, seeds=1, starts=("random",)
+    )
+    text = render(run).read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open and "script" not in page.tags
+    assert "&lt;script&gt;" in text and "a&amp;b" in text
+    for path in (run / "figures").glob("*.svg"):
+        ET.parse(path)
+
+
+def test_weights_that_are_all_equal_and_masks_all_of_one_kind(tmp_path: Path) -> None:
+    import numpy as np
+
+    from fastmask.report.mask_file import MaskFile
+    from fastmask.report.pictures import mask_pictures, weight_histograms
+
+    class Flat(MaskFile):
+        def weight(self, name: str) -> np.ndarray:
+            return np.full(self.shapes[name], 0.5, np.float32)
+
+        def frozen(self, name: str) -> np.ndarray:
+            return np.ones(self.shapes[name], bool)
+
+    mask = Flat(tmp_path, "a", "binary", 0, {"w": (2, 5)}, ("x", "y"))
+    for narrow in (False, True):
+        weight_histograms([mask], narrow).draw_without_rendering()
+        mask_pictures([mask], narrow).draw_without_rendering()
+
+
+def test_headline_says_what_the_numbers_say(pacs: Path, tmp_path: Path) -> None:
+    said = headline(read_run(pacs).rows)
+    assert said[0].endswith("in 4 of 4 sources.")
+    assert "points higher" in said[1] and "points lower" in said[1] and "12 pairs" in said[1]
+    alone = make_run(tmp_path / "a", strategies=("naive",), seeds=1, sources=PACS[:1], features=16)
+    said = headline(read_run(alone).rows)
+    assert "naive mask" in said[0] and "one seed" in said[0] and "binary" not in " ".join(said)
+    bare = make_run(tmp_path / "b", baselines=(), features=16, seeds=1)
+    assert "no unmasked fine-tuning" in " ".join(headline(read_run(bare).rows))
+    assert headline([]) == ["No run has finished yet."]
+
+
+def test_captions_name_every_drawing(pacs: Path) -> None:
+    for drawing in drawings(read_run(pacs)):
+        assert drawing.name in FIGURES and len(drawing.caption) > 80 and drawing.alt
+
+
+@pytest.mark.parametrize("n", [1, 2, 37, 128, 1280, 2048])
+def test_folding_keeps_every_entry_in_order(n: int) -> None:
+    import numpy as np
+
+    row = np.random.default_rng(n).random((2, n)) < 0.5
+    folded = fold(row)
+    for tile, given in zip(folded.tiles, row, strict=True):
+        flat = tile.ravel()
+        assert np.array_equal(flat[:n], given) and (flat[n:] == -1).all()
+        assert tile.shape == (folded.height, folded.width)
+    if n >= 37:
+        assert 0.3 < folded.height / folded.width <= 1.3
+
+
+def test_names_are_broken_where_they_may_be() -> None:
+    assert wrapped("art_painting", 12) == "art_painting"
+    assert wrapped("rotated_and_thickened_outlines", 18) == "rotated_and_\nthickened_outlines"
+    assert wrapped("x" * 30, 10, 2) == "x" * 10 + "\n" + "x" * 9 + "…"
+    assert wrapped("", 8) == ""
+    assert (
+        len({strategy_colour(name) for name in ("none", "naive", "editor", "binary", "scratch")})
+        == 5
+    )
+
+
+def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "deep" / "file"
+    atomic.write(path, b"old")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~_umask()
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(RunFolderError, match="file: cannot be written"):
+        atomic.write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
