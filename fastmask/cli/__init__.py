@@ -1,0 +1,8 @@
+"""The command line: `fastmask transfer`, `fastmask report`, `fastmask info`."""
+
+
+def main() -> None:
+    """Run the command line on the arguments of this process."""
+    from fastmask.cli.app import app
+
+    app(prog_name="fastmask")

@@ -1,0 +1,251 @@
+"""The options of `fastmask transfer`; their defaults are those of transfer.Config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DATA = "What to run on"
+SWEEP = "Which runs"
+MASKS = "How masks are found"
+HEAD = "The classifier and its fine-tuning"
+OUT = "What comes out"
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="digits|DIR",
+        rich_help_panel=DATA,
+        help="The embedded digits, or a folder laid out as domain/class/image.",
+    ),
+]
+
+Splits = Annotated[
+    Path | None,
+    typer.Option(
+        "--splits",
+        metavar="DIR",
+        rich_help_panel=DATA,
+        help="Folder of split files; otherwise a seeded split, stratified by class.",
+    ),
+]
+
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="NAME",
+        rich_help_panel=DATA,
+        help="Frozen feature extractor: resnet18, resnet50, efficientnet_lite0 or any timm name.",
+    ),
+]
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        metavar="FILE",
+        rich_help_panel=DATA,
+        help="Weights of the backbone, .safetensors or .pth; otherwise the library's own.",
+    ),
+]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        rich_help_panel=DATA,
+        help="Where the features of images are kept from run to run.",
+    ),
+]
+
+Source = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--source",
+        metavar="DOMAIN",
+        rich_help_panel=SWEEP,
+        help=r"Domain to learn first; repeat for several. [dim]\[default: all][/dim]",
+    ),
+]
+
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--target",
+        metavar="DOMAIN",
+        rich_help_panel=SWEEP,
+        help=r"Domain to fine-tune on; repeat for several. [dim]\[default: all][/dim]",
+    ),
+]
+
+Strategy = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--strategy",
+        metavar="NAME",
+        rich_help_panel=SWEEP,
+        help="What finds the weights to freeze: naive, editor, binary; repeat for several.",
+    ),
+]
+
+Start = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--start",
+        metavar="NAME",
+        rich_help_panel=SWEEP,
+        help="Start of the free weights under the binary mask: source-start, source-end, random; repeat "
+        "for several.",
+    ),
+]
+
+Seeds = Annotated[
+    int | None,
+    typer.Option(
+        "--seeds",
+        metavar="N",
+        rich_help_panel=SWEEP,
+        help="How many seeds; 3 or more give means with a spread.",
+    ),
+]
+
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="FIRST",
+        rich_help_panel=SWEEP,
+        help="The first seed; the others follow it.",
+    ),
+]
+
+Tau = Annotated[
+    float | None,
+    typer.Option(
+        "--tau",
+        metavar="T",
+        rich_help_panel=MASKS,
+        help="Temperature of the Gumbel-sigmoid, above 0.",
+    ),
+]
+
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="S",
+        rich_help_panel=MASKS,
+        help="Masks sampled for each batch; must divide the batch.",
+    ),
+]
+
+Beta = Annotated[
+    float | None,
+    typer.Option(
+        "--beta",
+        metavar="B",
+        rich_help_panel=MASKS,
+        help="Pull on the binary mask's logits; more frees more weights.",
+    ),
+]
+
+Density = Annotated[
+    float | None,
+    typer.Option(
+        "--density",
+        metavar="SHARE",
+        rich_help_panel=MASKS,
+        help="Share of weights to freeze, 0 to 1, in place of what beta leads to.",
+    ),
+]
+
+Hidden = Annotated[
+    int | None,
+    typer.Option(
+        "--hidden",
+        metavar="UNITS",
+        rich_help_panel=HEAD,
+        help="Hidden units of the classifier; 0 is a linear one.",
+    ),
+]
+
+TrainUnmasked = Annotated[
+    bool | None,
+    typer.Option(
+        "--train-unmasked/--no-train-unmasked",
+        rich_help_panel=HEAD,
+        help="Fine-tune biases and other parameters without a mask as well.",
+    ),
+]
+
+ExactRecall = Annotated[
+    bool | None,
+    typer.Option(
+        "--exact-recall/--no-exact-recall",
+        rich_help_panel=HEAD,
+        help="Keep the originals of the free weights, so that the source model comes back bit for bit.",
+    ),
+]
+
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", rich_help_panel=HEAD, help="cpu, cuda, cuda:1, ..."),
+]
+
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        rich_help_panel=OUT,
+        help=r"Run folder to write. [dim]\[default: runs/<data>-<date>-<time>][/dim]",
+    ),
+]
+
+From = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        rich_help_panel=OUT,
+        help="Start from the config.json of an earlier run; other options override it.",
+    ),
+]
+
+Json = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        rich_help_panel=OUT,
+        help="Print a summary as JSON on standard output, and nothing else there.",
+    ),
+]
+
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet",
+        "-q",
+        rich_help_panel=OUT,
+        help="No progress and no tables; only the path of the report.",
+    ),
+]
+
+NoReport = Annotated[
+    bool,
+    typer.Option(
+        "--no-report",
+        rich_help_panel=OUT,
+        help="Leave out figures and report.html (fastmask report draws them later).",
+    ),
+]
+
+Debug = Annotated[
+    bool,
+    typer.Option("--debug", rich_help_panel=OUT, help="Show the traceback of an error."),
+]

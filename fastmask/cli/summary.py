@@ -1,0 +1,70 @@
+"""What `fastmask transfer` says at the end: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from fastmask.report import Row, Spread, read_run
+from fastmask.report.headline import headline
+from fastmask.report.tables import strategies_text, strategy_table, table_1, table_1_text
+
+
+def tell(console: Console, out: Path, report: Path | None) -> None:
+    """Print the finding, Table 1, the strategies, and where everything lies."""
+    rows = read_run(out).rows
+    for table in (table_1_text(rows), strategies_text(rows) if rows else None):
+        if table is not None:
+            console.print(table)
+    for sentence in headline(rows):
+        console.print(Text(sentence, style="bold"))
+    console.print()
+    # One line each, never folded: a path is copied whole.
+    console.print(f"run:    {out}", markup=False, highlight=False, soft_wrap=True)
+    if report is not None:
+        console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def as_json(out: Path, report: Path | None) -> dict[str, Any]:
+    """The same for a program; accuracies and differences are shares of 1."""
+    folder = read_run(out)
+    rows: Sequence[Row] = folder.rows
+    return {
+        "run": str(out),
+        "report": None if report is None else str(report),
+        "runs": len(rows),
+        "planned_runs": folder.planned,
+        "headline": [sentence.replace("\u00a0", " ") for sentence in headline(rows)],
+        "table_1": [
+            {
+                "source": line.source or "mean",
+                "start": line.start,
+                "source_gain": asdict(line.gain),
+                "target_change": asdict(line.change),
+            }
+            for group in table_1(rows)
+            for line in group
+        ],
+        "strategies": [
+            {
+                "strategy": line.strategy,
+                "start": line.start,
+                "frozen_density": _plain(line.density),
+                "source_accuracy_before": _plain(line.before),
+                "source_accuracy": _plain(line.after),
+                "target_accuracy": _plain(line.target),
+                "source_gain": _plain(line.gain),
+                "target_change": _plain(line.change),
+            }
+            for line in strategy_table(rows)
+        ],
+    }
+
+
+def _plain(value: Spread | None) -> dict[str, Any] | None:
+    return None if value is None else asdict(value)
