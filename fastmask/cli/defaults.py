@@ -33,9 +33,10 @@ def command(fields: Mapping[str, str], load: Any) -> type[TyperCommand]:
             defaults = of(load())
             for option in self.params:
                 value = defaults.get(fields.get(option.name or "", ""))
-                if isinstance(option, TyperOption) and value not in (None, (), []):
+                if isinstance(option, TyperOption):
                     # The process ends with its help, so nothing else sees this default.
                     option.default = value
+                    option.show_default = value is not False and value not in (None, (), [])
             super().format_help(ctx, formatter)
 
     return Command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -36,10 +37,12 @@ def target_bars(rows: Sequence[Row], narrow: bool) -> Figure:
 
 def spread_note(rows: Sequence[Row]) -> str:
     """Say what bars and whiskers are."""
-    n = len(metrics.seeds(rows))
-    if n < 2:
+    cells = Counter((row.source, row.target, row.strategy, row.start) for row in rows)
+    least, most = min(cells.values()), max(cells.values())
+    if most == 1:
         return "bars: one seed (n = 1), hence no whiskers"
-    return f"bars: mean of {n} seeds; whiskers: ± 1 standard deviation"
+    seeds = f"{most} seeds" if least == most else f"{least} to {most} seeds"
+    return f"bars: mean of {seeds}; whiskers: ± 1 standard deviation"
 
 
 def _grouped(

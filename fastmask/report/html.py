@@ -139,7 +139,14 @@ def _said(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {_said(item)}" for name, item in value.items()) or "–"
+        parts = (
+            f"{name} {_said(item)}"
+            if not isinstance(item, (dict, list))
+            else f"{name}: {_said(item)}"
+            for name, item in value.items()
+        )
+        nested = any(isinstance(item, (dict, list)) for item in value.values())
+        return ("; " if nested else ", ").join(parts) or "–"
     if isinstance(value, list):
         return ", ".join(_said(item) for item in value) or "–"
     return str(value)
