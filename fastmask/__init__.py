@@ -6,16 +6,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmask import errors, ops
+    from fastmask import errors, ops, optim
     from fastmask.bits import BitMask
+    from fastmask.optim.protect import protect
+    from fastmask.optim.verify import verify_frozen
 
 __version__ = "0.1.0"
 
-__all__ = ["BitMask", "errors", "ops", "optim"]
+__all__ = ["BitMask", "errors", "ops", "optim", "protect", "verify_frozen"]
 
 # Where a public name lives; a room is itself. They are loaded when first used, so that the command line
 # starts without torch, and `fastmask info` can say what is wrong where torch cannot be imported.
-_HOMES = {"BitMask": "fastmask.bits"}
+_HOMES = {
+    "BitMask": "fastmask.bits",
+    "protect": "fastmask.optim.protect",
+    "verify_frozen": "fastmask.optim.verify",
+}
 
 
 def __getattr__(name: str) -> Any:

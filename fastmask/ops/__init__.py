@@ -4,7 +4,17 @@ from fastmask.ops.masked_linear.op import masked_linear
 from fastmask.ops.masked_sgd_.op import masked_sgd_
 from fastmask.ops.pack.op import pack
 from fastmask.ops.popcount.op import popcount
+from fastmask.ops.restore_frozen_.op import restore_frozen_
 from fastmask.ops.sample_mask.op import draw_seed, sample_mask
 from fastmask.ops.unpack.op import unpack
 
-__all__ = ["draw_seed", "masked_linear", "masked_sgd_", "pack", "popcount", "sample_mask", "unpack"]
+__all__ = [
+    "draw_seed",
+    "masked_linear",
+    "masked_sgd_",
+    "pack",
+    "popcount",
+    "restore_frozen_",
+    "sample_mask",
+    "unpack",
+]

@@ -69,6 +69,9 @@ def clear_state(optimizer: torch.optim.Optimizer, frozen: Mapping[Tensor, BitMas
 
     The tensors are new ones: those loaded from a checkpoint may belong to the caller still.
     """
+    if isinstance(optimizer, torch.optim.LBFGS):
+        _clear_history(optimizer, frozen)
+        return
     for param, mask in frozen.items():
         state = optimizer.state.get(param, {})
         stale = [
@@ -83,6 +86,29 @@ def clear_state(optimizer: torch.optim.Optimizer, frozen: Mapping[Tensor, BitMas
             ones = mask.to_bool()
             for key in stale:
                 state[key] = state[key].detach().masked_fill(ones, 0)
+
+
+def _clear_history(optimizer: torch.optim.LBFGS, frozen: Mapping[Tensor, BitMask]) -> None:
+    """Forget LBFGS's history where it holds anything at a frozen entry.
+
+    The history is flat, over all parameters in order, and its curvatures are sums over entries: zeroing
+    entries would leave curvatures that belong to no step.
+    """
+    params = optimizer.param_groups[0]["params"]
+    state = optimizer.state.get(params[0], {})
+    parts = []
+    for param in params:
+        width = 2 * param.numel() if param.is_complex() else param.numel()
+        mask = frozen.get(param)
+        ones = torch.zeros(width, dtype=torch.bool, device=param.device)
+        parts.append(ones if mask is None else mask.to_bool().flatten())
+    ones = torch.cat(parts)
+    for key in ("d", "prev_flat_grad", "old_dirs", "old_stps"):
+        held = state.get(key)
+        for vector in held if isinstance(held, list) else [held]:
+            if vector is not None and vector[ones].any():
+                state.clear()
+                return
 
 
 class FrozenEntries(torch.optim.Optimizer):

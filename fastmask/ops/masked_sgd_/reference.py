@@ -7,20 +7,9 @@ nor weight decay nor stale momentum can touch it, and NaN and -0.0 stay what the
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from fastmask.ops.unpack.reference import unpack
-
-
-def as_bools(bits: Tensor | None, like: Tensor) -> Tensor | None:
-    """One mask as bools of a tensor's shape."""
-    return None if bits is None else unpack(bits, like.numel()).view(like.shape)
-
-
-def put_back(tensor: Tensor, ones: Tensor, old: Tensor) -> None:
-    """Write where(ones, old, tensor) into `tensor`."""
-    tensor.copy_(torch.where(ones, old, tensor))
+from fastmask.ops.restore_frozen_.reference import as_bools, put_back
 
 
 def masked_sgd_(
@@ -39,7 +28,8 @@ def masked_sgd_(
     """theta, buf unchanged where frozen; elsewhere buf = mu buf + (1 - damp) g, theta -= lr d."""
     rate = -lr.item()
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        ones = as_bools(frozen[i], param)
+        bits = frozen[i]
+        ones = None if bits is None else as_bools(bits, param)
         old = None if ones is None else param.clone()
         step = -grad if maximize else grad
         if weight_decay != 0:

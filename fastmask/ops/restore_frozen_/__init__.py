@@ -1,0 +1,1 @@
+"""restore_frozen_: contract in op.py, meaning in reference.py."""
