@@ -1,20 +1,26 @@
 """The ops of fastmask: packed bits in, tensors out. One op, one folder."""
 
+from fastmask.ops.learned_linear.op import learned_linear
+from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_linear.op import masked_linear
 from fastmask.ops.masked_sgd_.op import masked_sgd_
 from fastmask.ops.pack.op import pack
 from fastmask.ops.popcount.op import popcount
 from fastmask.ops.restore_frozen_.op import restore_frozen_
 from fastmask.ops.sample_mask.op import draw_seed, sample_mask
+from fastmask.ops.topk_mask.op import topk_mask
 from fastmask.ops.unpack.op import unpack
 
 __all__ = [
     "draw_seed",
+    "learned_linear",
+    "masked_adamw_",
     "masked_linear",
     "masked_sgd_",
     "pack",
     "popcount",
     "restore_frozen_",
     "sample_mask",
+    "topk_mask",
     "unpack",
 ]

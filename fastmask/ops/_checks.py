@@ -119,6 +119,13 @@ def count(name: str, value: int) -> int:
     return value
 
 
+def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Raise ValueError unless `value` is one of a few."""
+    if value not in allowed:
+        wanted = ", ".join(map(repr, allowed))
+        raise ValueError(f"{name}: expected one of {wanted}, got {value!r}")
+
+
 def autocast(value: Tensor) -> Tensor:
     """Cast as `F.linear` does where autocast is on for the tensor's device; float64 is left alone."""
     kind = value.device.type

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -47,6 +48,19 @@ def masked_linear(
     Gradients: x; weight, `where(active, dY.T @ x, 0)` summed over masks; bias. Once differentiable.
     Deterministic: yes. Autocast: as `torch.nn.functional.linear`.
     """
+    linear_shapes(x, weight)
+    _checks.packed("active", active, weight.numel(), "weight", weight)
+    active = active.unsqueeze(0) if active.dim() == 1 else active
+    _checks.rows(x, active.shape[0], groups, "active")
+    x, weight, bias = linear_operands(x, weight, bias)
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    flat_groups = None if groups is None else groups.reshape(-1)
+    out = _MaskedLinear.apply(rows, weight, active, bias, flat_groups, backend)
+    return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
+
+
+def linear_shapes(x: Tensor, weight: Tensor) -> None:
+    """Raise unless x (..., K) and weight (N, K) are floating and fit."""
     _checks.floating("x", x)
     _checks.floating("weight", weight)
     if weight.dim() != 2:
@@ -56,14 +70,6 @@ def masked_linear(
             f"x: expected shape (..., {weight.shape[1]}) for weight {tuple(weight.shape)}, "
             f"got {tuple(x.shape)}"
         )
-    _checks.packed("active", active, weight.numel(), "weight", weight)
-    active = active.unsqueeze(0) if active.dim() == 1 else active
-    _checks.rows(x, active.shape[0], groups, "active")
-    x, weight, bias = linear_operands(x, weight, bias)
-    rows = x.reshape(-1, x.shape[-1]) if x.dim() != 2 else x
-    flat_groups = None if groups is None else groups.reshape(-1)
-    out = _MaskedLinear.apply(rows, weight, active, bias, flat_groups, backend)
-    return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
 
 
 def linear_operands(

@@ -1,0 +1,1 @@
+"""topk_mask: contract in op.py, meaning in reference.py."""
