@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = {
     "errors": 0,
     "_backend": 1,
+    "_store": 1,
     "ops._": 2,
     "ops.reference": 3,
     "ops.op": 4,

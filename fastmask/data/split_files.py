@@ -1,0 +1,174 @@
+"""Published splits: the lists that come with PACS and DomainNet."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastmask.data.domain_set import raise_faults
+from fastmask.errors import DataError
+
+_LINE = re.compile(r"^(?P<path>.+?)\s+(?P<label>\d+)$")
+PARTS = ("train", "crossval", "test")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a list: where it stands, the picture's path, its label."""
+
+    place: str
+    path: str
+    label: int
+
+
+def read(
+    folder: Path,
+    names: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Read `<domain>_{train,crossval,test}_kfold.txt` (PACS) or `<domain>_{train,test}.txt` (DomainNet).
+
+    A line is `domain/class/file label`. Labels may count from 0 or from 1; each must stand for one class
+    folder throughout. PACS's test list is the whole domain, for models that never saw it: where the test list
+    contains the training list, the crossval list is the test part. Where the two are disjoint, crossval
+    belongs to training.
+
+    Args:
+        folder: that holds the lists.
+        names: domain -> `domain/class/file` of each row.
+        groups: domain -> digest of each row's file; a test picture whose copy is trained on is left out.
+
+    Returns:
+        domain -> (training rows, test rows).
+
+    Raises:
+        DataError: a list is missing or empty, a line is no `path label`, a file is not there, labels and
+            class folders disagree.
+
+    Warns:
+        UserWarning: pictures that stand in no list, or copies, are left out.
+    """
+    if not folder.is_dir():
+        raise DataError(f"splits: there is no such folder: {folder}")
+    faults: list[str] = []
+    lists = {domain: _lists(folder, domain, faults) for domain in names}
+    raise_faults(f"splits {folder}", faults)
+    _check_labels([e for parts in lists.values() for part in parts.values() for e in part], faults)
+    found = {}
+    for domain, parts in lists.items():
+        index = {name: row for row, name in enumerate(names[domain])}
+        rows = {part: _rows(entries, index, faults) for part, entries in parts.items()}
+        found[domain] = _sides(domain, rows, len(index), groups[domain], faults)
+    raise_faults(f"splits {folder}", faults)
+    return {
+        domain: (torch.tensor(sorted(train)), torch.tensor(sorted(test)))
+        for domain, (train, test) in found.items()
+    }
+
+
+def _lists(folder: Path, domain: str, faults: list[str]) -> dict[str, list[Entry]]:
+    parts: dict[str, list[Entry]] = {}
+    for part in PARTS:
+        named = [folder / f"{domain}_{part}{ending}.txt" for ending in ("_kfold", "")]
+        path = next((p for p in named if p.is_file()), None)
+        if path is None:
+            if part != "crossval":
+                faults.append(f"{domain}: no {named[0].name} and no {named[1].name}")
+            continue
+        parts[part] = _entries(path, faults)
+    return parts
+
+
+def _entries(path: Path, faults: list[str]) -> list[Entry]:
+    entries = []
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+        if not line.strip():
+            continue
+        match = _LINE.match(line.strip())
+        if match is None:
+            faults.append(
+                f"{path.name}:{number}: expected 'domain/class/file label', got {line[:80]!r}"
+            )
+            continue
+        entries.append(
+            Entry(f"{path.name}:{number}", match["path"].replace("\\", "/"), int(match["label"]))
+        )
+    if not entries:
+        faults.append(f"{path.name}: the list is empty")
+    return entries
+
+
+def _check_labels(entries: list[Entry], faults: list[str]) -> None:
+    """Each label must stand for one class folder, and each folder for one label, counting from 0 or 1."""
+    named: dict[int, tuple[str, str]] = {}
+    numbered: dict[str, int] = {}
+    for entry in entries:
+        folder = _class_of(entry)
+        if folder is None:
+            faults.append(f"{entry.place}: expected a path domain/class/file, got {entry.path!r}")
+            continue
+        name, place = named.setdefault(entry.label, (folder, entry.place))
+        if name != folder:
+            faults.append(
+                f"{entry.place}: label {entry.label} stands for {folder}, but for {name} in {place}"
+            )
+        elif numbered.setdefault(folder, entry.label) != entry.label:
+            faults.append(
+                f"{entry.place}: {folder} has label {entry.label}, but {numbered[folder]} elsewhere"
+            )
+    base = min(named, default=0)
+    if named and (base > 1 or sorted(named) != list(range(base, base + len(named)))):
+        faults.append(
+            f"labels: expected to count from 0 or 1 without a gap, got {sorted(named)[:20]}"
+        )
+
+
+def _class_of(entry: Entry) -> str | None:
+    parts = entry.path.split("/")
+    return parts[-2] if len(parts) >= 3 else None
+
+
+def _rows(entries: list[Entry], index: Mapping[str, int], faults: list[str]) -> set[int]:
+    rows = set()
+    for entry in entries:
+        row = index.get("/".join(entry.path.split("/")[-3:]))
+        if row is None:
+            faults.append(f"{entry.place}: there is no {entry.path}")
+        else:
+            rows.add(row)
+    return rows
+
+
+def _sides(
+    domain: str, rows: Mapping[str, set[int]], total: int, groups: Sequence[str], faults: list[str]
+) -> tuple[set[int], set[int]]:
+    train, test = rows["train"], rows["test"]
+    crossval = rows.get("crossval", set())
+    if train <= test and train:
+        test = crossval - train
+        if not test:
+            faults.append(
+                f"{domain}: the test list repeats the training list, and no crossval list is left"
+            )
+    elif overlap := len(train & test):
+        faults.append(
+            f"{domain}: {overlap} pictures stand both in the training and in the test list"
+        )
+    else:
+        train = train | (crossval - test)
+    trained = {groups[row] for row in train}
+    copies = {row for row in test if groups[row] in trained}
+    left_out = total - len(train | test)
+    if copies or left_out:
+        warnings.warn(
+            f"{domain}: left out are {left_out} pictures that stand in no list and {len(copies)} test "
+            f"pictures of which a copy is trained on",
+            stacklevel=2,
+        )
+    return train, test - copies
