@@ -6,19 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmask import errors, ops, optim
+    from fastmask import errors, masks, nn, ops, optim
     from fastmask.bits import BitMask
+    from fastmask.masks import FixedMask, GumbelMask, ThresholdMask, TopKMask
+    from fastmask.nn import MaskedLinear, plain_state_dict
     from fastmask.optim.protect import protect
     from fastmask.optim.verify import verify_frozen
 
 __version__ = "0.1.0"
 
-__all__ = ["BitMask", "errors", "ops", "optim", "protect", "verify_frozen"]
+__all__ = [
+    "BitMask",
+    "FixedMask",
+    "GumbelMask",
+    "MaskedLinear",
+    "ThresholdMask",
+    "TopKMask",
+    "errors",
+    "masks",
+    "nn",
+    "ops",
+    "optim",
+    "plain_state_dict",
+    "protect",
+    "verify_frozen",
+]
 
 # Where a public name lives; a room is itself. They are loaded when first used, so that the command line
 # starts without torch, and `fastmask info` can say what is wrong where torch cannot be imported.
 _HOMES = {
     "BitMask": "fastmask.bits",
+    "FixedMask": "fastmask.masks",
+    "GumbelMask": "fastmask.masks",
+    "MaskedLinear": "fastmask.nn",
+    "ThresholdMask": "fastmask.masks",
+    "TopKMask": "fastmask.masks",
+    "plain_state_dict": "fastmask.nn",
     "protect": "fastmask.optim.protect",
     "verify_frozen": "fastmask.optim.verify",
 }

@@ -19,7 +19,6 @@ from fastmask.testing import (
     ADVERSARIAL_SHAPES,
     assert_same_bits,
     assert_within_budget,
-    non_contiguous,
     poisoned_memory,
     values,
 )

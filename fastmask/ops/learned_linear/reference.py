@@ -80,7 +80,7 @@ def learned_linear(
 ) -> tuple[Tensor, Tensor]:
     """Rows x (B, K) through W' of each row's sample, (B, N), and the packed bits (S, bytes)."""
     active = draw(scores, seed, method, samples, mu, density)
-    ones = unpack(active, weight.numel()).view(-1, *weight.shape)
+    ones = unpack(active, weight.numel()).view(len(active), *weight.shape)
     a = scale(ones, wide(weight)) if rescale else None
     weights = effective(weight, ones, off, a).to(x.dtype)
     return linear(x, weights, bias, groups), active
@@ -104,7 +104,7 @@ def learned_linear_grad(
     dx, dw, dbias = (grad.new_empty(0) for _ in range(3))
     dscores = scores.new_empty(0)
     samples = len(active)
-    ones = unpack(active, weight.numel()).view(-1, *weight.shape)
+    ones = unpack(active, weight.numel()).view(len(active), *weight.shape)
     dtype = wide(grad, scores)
     a = scale(ones, dtype) if rescale else None
     if output_mask[0]:

@@ -11,7 +11,7 @@ from fastmask.ops.unpack.reference import unpack
 
 def select(weight: Tensor, active: Tensor) -> Tensor:
     """Weights (S, N, K) with masked-out entries exactly 0, also where they are NaN or infinite."""
-    ones = unpack(active, weight.numel()).view(-1, *weight.shape)
+    ones = unpack(active, weight.numel()).view(len(active), *weight.shape)
     return torch.where(ones, weight, weight.new_zeros(()))
 
 

@@ -1,0 +1,54 @@
+"""FixedMask: packed bits that nothing changes but the one who sets them."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.bits import BitMask
+from fastmask.masks.mask import Mask
+
+
+class FixedMask(Mask):
+    """Activate the weights whose bit is 1, in training and in evaluation alike.
+
+    The bits are the buffer `bits`, n / 8 bytes: copying others into it switches the mask, also in
+    compiled code. The weight stays trainable; inactive entries take no gradient.
+
+    Args:
+        active: the mask of a weight, 1 = takes part.
+
+    Raises:
+        TypeError: `active` is no BitMask.
+    """
+
+    freezes_weight = False
+    bits: Tensor
+
+    def __init__(self, active: BitMask) -> None:
+        super().__init__()
+        if not isinstance(active, BitMask):
+            raise TypeError(f"active: expected a fastmask.BitMask, got {type(active).__name__}")
+        self._shape = active.shape
+        self.register_buffer("bits", active.bits.clone())
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._shape
+
+    def for_weight(self, weight: Tensor) -> Self:
+        self._fits(weight, self.bits)
+        return self
+
+    def bits_now(self) -> Tensor:
+        return self.bits
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        return ops.masked_linear(x, weight, self.bits, bias)
+
+    def settings(self) -> dict[str, Any]:
+        on_meta = self.bits.device.type == "meta"
+        return {} if on_meta else {"density": round(self.density, 4)}

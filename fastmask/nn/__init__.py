@@ -1,0 +1,6 @@
+"""Layers that read their weight through a mask, in the place of torch's own."""
+
+from fastmask.nn.convert import plain_state_dict
+from fastmask.nn.linear import MaskedLinear
+
+__all__ = ["MaskedLinear", "plain_state_dict"]
