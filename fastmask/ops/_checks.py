@@ -96,7 +96,8 @@ def finite(name: str, value: float, *, positive: bool = False) -> float:
     """Return `value` as a float; raise ValueError where it is NaN, infinite or, if asked, not > 0."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value) or (positive and value <= 0):
+    # Not math.isfinite: a compiled step turns a number that changes into a symbol, which has no such test.
+    if not -math.inf < value < math.inf or (positive and value <= 0):
         kind = "a finite number above 0" if positive else "a finite number"
         raise ValueError(f"{name}: expected {kind}, got {value}")
     return float(value)

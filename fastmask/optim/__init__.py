@@ -1,7 +1,8 @@
 """Optimizers that leave frozen entries alone, bit for bit: masked ones, and protection for any other."""
 
+from fastmask.optim.adamw import MaskedAdamW
 from fastmask.optim.protect import Protection, protect
 from fastmask.optim.sgd import MaskedSGD
 from fastmask.optim.verify import verify_frozen
 
-__all__ = ["MaskedSGD", "Protection", "protect", "verify_frozen"]
+__all__ = ["MaskedAdamW", "MaskedSGD", "Protection", "protect", "verify_frozen"]

@@ -26,7 +26,8 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
 
     Args:
         params: parameters, named parameters or groups, as for torch.
-        lr: learning rate, a number or a tensor of 1 element.
+        lr: learning rate, a number or a tensor of 1 element (a compiled step recompiles for each new
+            number, as torch's does, and follows a tensor).
         momentum, dampening, weight_decay, nesterov, maximize: as for torch.
         foreach, fused: accepted; without effect.
         differentiable: must be False.

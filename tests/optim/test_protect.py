@@ -292,6 +292,20 @@ def test_schedulers_and_masked_optimizers_take_it_too() -> None:
                       {problem.v: BitMask.ones((64, 16))})  # fmt: skip
 
 
+def test_a_compiled_step() -> None:
+    problem = Problem()
+    optimizer = warm(problem)
+    start = problem.w.detach().clone()
+    protect(optimizer, problem.frozen)
+    step = torch.compile(optimizer.step, backend="aot_eager")
+    for _ in range(5):
+        optimizer.zero_grad()
+        problem.loss().backward()
+        step()
+    assert_same_bits(problem.w, start, where=problem.ones)
+    assert (problem.w != start)[~problem.ones].all()
+
+
 def test_it_stays_without_a_handle_and_goes_with_the_optimizer() -> None:
     problem = Problem()
     optimizer = warm(problem)

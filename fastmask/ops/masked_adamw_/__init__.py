@@ -1,0 +1,1 @@
+"""masked_adamw_: contract in op.py, meaning in reference.py."""

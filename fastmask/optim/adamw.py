@@ -1,0 +1,136 @@
+"""MaskedAdamW: torch.optim.AdamW with entries that cannot move."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastmask import ops
+from fastmask.bits import BitMask
+from fastmask.optim.freezing import FrozenEntries, refuse_differentiable
+
+
+class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
+    """Step as torch.optim.AdamW, `theta -= lr * (wd * theta + m' / (sqrt(v') + eps))`, on free entries only.
+
+    Frozen entries cannot move by construction: neither gradients (NaN included) nor weight decay nor
+    moments reach them, and their moments stay 0. With nothing frozen parameters and state have the bits
+    of torch's for-loop. `foreach` and `fused` change no number: there is one pass over weight, gradient,
+    moments and bits; `fused` and `capturable` keep the step count on the parameter's device, where it is
+    not read. State dicts are torch's, both ways; masks do not travel in them: to resume, construct with
+    the same `frozen`. Copies and pickles keep their masks. GradScaler unscales and skips steps as for an
+    optimizer that is not fused. An entry that is freed late meets a count of steps it took no part in,
+    so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)` times lr.
+
+    Args:
+        params: parameters, named parameters or groups, as for torch.
+        lr: learning rate, a number or a tensor of 1 element (a compiled step recompiles for each new
+            number, as torch's does, and follows a tensor).
+        betas: two numbers; tensors are refused.
+        eps, weight_decay, amsgrad, maximize, capturable: as for torch.
+        foreach, fused: accepted; without effect on the numbers.
+        differentiable: must be False.
+        frozen: masks by parameter, 1 = frozen; a parameter left out is free.
+
+    Raises:
+        TypeError, ValueError: an option torch refuses; `differentiable`; betas that are tensors; masks
+            that do not fit. In `step`: gradients that are sparse, complex, or of another dtype than their
+            parameter.
+        RuntimeError: a CUDA graph captures a step without `capturable`.
+
+    Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.AdamW (free ones).
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        frozen: Mapping[Tensor, BitMask] | None = None,
+    ) -> None:
+        refuse_differentiable(differentiable)
+        if any(isinstance(beta, Tensor) for beta in betas):
+            raise TypeError("betas: expected two numbers, got a tensor")
+        self._frozen = {}
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            fused=fused,
+        )
+        # fused makes torch's own take GradScaler's scale in its kernel; this one lets the scaler unscale.
+        self._step_supports_amp_scaling = False
+        self.set_frozen(frozen)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one step; return the closure's loss, if there is a closure."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
+            for param in group["params"]:
+                if param.grad is not None:
+                    launches[param.device, param.dtype].append(param)
+            for params in launches.values():
+                self._update(group, params)
+        return loss
+
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        on_device = bool(group["capturable"] or group["fused"])
+        if params[0].is_cuda and not on_device and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "capturable: expected True, got False: a CUDA graph is capturing this step, and would "
+                "replay it with the step count of now"
+            )
+        states = [self._state(param, on_device, group["amsgrad"]) for param in params]
+        ops.masked_adamw_(
+            params,
+            [param.grad for param in params if param.grad is not None],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
+            [state["step"] for state in states],
+            [self._bits(param) for param in params],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            maximize=group["maximize"],
+        )
+
+    def _state(self, param: Tensor, on_device: bool, amsgrad: bool) -> dict[str, Tensor]:
+        """The state of a parameter, as torch makes it at the first step."""
+        state = self.state[param]
+        if not state:
+            wide = not on_device and torch.get_default_dtype() == torch.float64
+            state["step"] = torch.zeros(
+                (),
+                dtype=torch.float64 if wide else torch.float32,
+                device=param.device if on_device else "cpu",
+            )
+            for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ())):
+                state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return state
