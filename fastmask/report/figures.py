@@ -69,14 +69,19 @@ def _target(folder: RunFolder) -> Drawing:
 
 def _tradeoff(folder: RunFolder) -> Drawing:
     rows = folder.rows
+    several = len(metrics.sources(rows)) > 1
+    spread = ", with ± 1 standard deviation over seeds" if len(metrics.seeds(rows)) > 1 else ""
+    marks = (
+        f"Small marks are sources, averaged over targets and seeds; stars are their means{spread}."
+        if several
+        else f"Each star is the mean over targets{spread}."
+    )
     return Drawing(
         "tradeoff",
         "What is kept and what it costs",
         "Both axes are differences to unmasked fine-tuning with the same source, target and seed. "
         "Up: more of the source is kept. Left: less of the target is learned. A strategy that cost "
-        "nothing would stand on the vertical line, as high as it can. Small marks are sources "
-        "(averaged over targets and seeds); stars are means over sources, with ± 1 standard "
-        "deviation over seeds.",
+        f"nothing would stand on the vertical line, as high as it can. {marks}",
         "Scatter of source gain against target change for each strategy and source.",
         lambda narrow: tradeoff(rows, narrow),
     )

@@ -130,8 +130,10 @@ def mask_pictures(masks: Sequence[MaskFile], narrow: bool) -> Figure:
     height = 0.35 + lines * (tile_inches * aspect + _LABEL_INCHES)
     figure, axes = panels(len(masks), narrow, height, columns=1, legend=0.5)
     gap = max(1, math.ceil(_LABEL_INCHES / tile_inches * folded.width))
+    # A letter of 7.5 points is about 0.065 inch wide; the share takes five of them.
+    letters = int(tile_inches / 0.065) - 5
     for ax, mask in zip(axes, masks, strict=True):
-        _mosaic(ax, mask, shown, columns, gap)
+        _mosaic(ax, mask, shown, columns, gap, letters)
     figure.legend(
         handles=[
             Patch(color=FROZEN, label="frozen: kept for the source"),
@@ -148,7 +150,7 @@ def _matrix(mask: MaskFile) -> NDArray[np.bool_]:
     return frozen.reshape(frozen.shape[0] if frozen.ndim > 1 else 1, -1)
 
 
-def _mosaic(ax: Axes, mask: MaskFile, shown: int, columns: int, gap_y: int) -> None:
+def _mosaic(ax: Axes, mask: MaskFile, shown: int, columns: int, gap_y: int, letters: int) -> None:
     frozen = _matrix(mask)
     folded = fold(frozen[:shown])
     gap_x = max(2, folded.width // 8)
@@ -164,7 +166,7 @@ def _mosaic(ax: Axes, mask: MaskFile, shown: int, columns: int, gap_y: int) -> N
         ax.text(
             left,
             top - 0.06 * gap_y,
-            f"{wrapped(name, 14, 1)} {100 * float(frozen[i].mean()):.0f} %",
+            f"{wrapped(name, letters, 1)} {100 * float(frozen[i].mean()):.0f} %",
             fontsize=7.5,
             ha="left",
             va="bottom",

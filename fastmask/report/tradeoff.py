@@ -74,7 +74,7 @@ def tradeoff(rows: Sequence[Row], narrow: bool) -> Figure:
             markersize=5.5,
             linestyle="none",
             color=MUTED,
-            label=f"source {wrapped(source, 16, 1)}",
+            label=f"source {wrapped(source, 18 if narrow else 28, 1)}",
         )
         for i, source in enumerate(sources if len(sources) > 1 else ())
     ]
