@@ -1,5 +1,6 @@
 """The ops of fastmask: packed bits in, tensors out. One op, one folder."""
 
+from fastmask.ops.compressed_linear.op import compress, compressed_linear, decompress
 from fastmask.ops.learned_linear.op import learned_linear
 from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_linear.op import masked_linear
@@ -12,6 +13,9 @@ from fastmask.ops.topk_mask.op import topk_mask
 from fastmask.ops.unpack.op import unpack
 
 __all__ = [
+    "compress",
+    "compressed_linear",
+    "decompress",
     "draw_seed",
     "learned_linear",
     "masked_adamw_",

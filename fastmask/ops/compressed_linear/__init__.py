@@ -1,0 +1,1 @@
+"""compressed_linear: contract in op.py, meaning in reference.py."""
