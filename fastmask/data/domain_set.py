@@ -176,6 +176,8 @@ class DomainSet:
                         f"{domain}/{name}: {n} copies of one image, which cannot be split"
                     )
         raise_faults(self.name, faults)
+        if self._fixed is not None:
+            self._check_sides(self._fixed)
 
     def _draw(self, seed: int, holdout: float) -> dict[str, Split]:
         """The splits of all domains, drawn together: a group may lie in several."""
@@ -188,7 +190,7 @@ class DomainSet:
                 domain: _sides(torch.arange(len(self._labels[domain])), rows)
                 for domain, rows in taken.items()
             }
-        self._check_sides(parts)
+            self._check_sides(parts)
         if holdout == 0:
             return {domain: Split(train, test) for domain, (train, test) in parts.items()}
         training = {domain: train for domain, (train, _) in parts.items()}

@@ -64,12 +64,25 @@ def read(
     for domain, parts in lists.items():
         index = {name: row for row, name in enumerate(names[domain])}
         rows = {part: _rows(entries, index, faults) for part, entries in parts.items()}
-        found[domain] = _sides(domain, rows, len(index), groups[domain], faults)
+        found[domain] = _sides(domain, rows, faults)
     raise_faults(f"splits {folder}", faults)
-    return {
-        domain: (torch.tensor(sorted(train)), torch.tensor(sorted(test)))
-        for domain, (train, test) in found.items()
-    }
+    sides = {}
+    for domain, (train, test) in found.items():
+        trained = {groups[domain][row] for row in train}
+        copies = {row for row in test if groups[domain][row] in trained}
+        _say(domain, len(groups[domain]) - len(train | test), "in no list")
+        _say(domain, len(copies), "in the test list with a copy in the training list")
+        sides[domain] = (
+            torch.tensor(sorted(train)),
+            torch.tensor(sorted(test - copies), dtype=torch.int64),
+        )
+    return sides
+
+
+def _say(domain: str, n: int, where: str) -> None:
+    if n:
+        pictures = "1 picture stands" if n == 1 else f"{n} pictures stand"
+        warnings.warn(f"{domain}: {pictures} {where}; left out", stacklevel=4)
 
 
 def _lists(folder: Path, domain: str, faults: list[str]) -> dict[str, list[Entry]]:
@@ -146,7 +159,7 @@ def _rows(entries: list[Entry], index: Mapping[str, int], faults: list[str]) -> 
 
 
 def _sides(
-    domain: str, rows: Mapping[str, set[int]], total: int, groups: Sequence[str], faults: list[str]
+    domain: str, rows: Mapping[str, set[int]], faults: list[str]
 ) -> tuple[set[int], set[int]]:
     train, test = rows["train"], rows["test"]
     crossval = rows.get("crossval", set())
@@ -162,13 +175,4 @@ def _sides(
         )
     else:
         train = train | (crossval - test)
-    trained = {groups[row] for row in train}
-    copies = {row for row in test if groups[row] in trained}
-    left_out = total - len(train | test)
-    if copies or left_out:
-        warnings.warn(
-            f"{domain}: left out are {left_out} pictures that stand in no list and {len(copies)} test "
-            f"pictures of which a copy is trained on",
-            stacklevel=2,
-        )
-    return train, test - copies
+    return train, test
