@@ -10,7 +10,7 @@ import typer
 DATA = "What to run on"
 SWEEP = "Which runs"
 MASKS = "How masks are found"
-HEAD = "The classifier and its fine-tuning"
+HEAD = "How classifiers are trained"
 OUT = "What comes out"
 
 Data = Annotated[
@@ -33,13 +33,24 @@ Splits = Annotated[
     ),
 ]
 
+TestFraction = Annotated[
+    float | None,
+    typer.Option(
+        "--test-fraction",
+        metavar="SHARE",
+        rich_help_panel=DATA,
+        help="Share of each class that is for testing, between 0 and 1.",
+    ),
+]
+
 Backbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
         metavar="NAME",
         rich_help_panel=DATA,
-        help="Frozen feature extractor: resnet18, resnet50, efficientnet_lite0 or any timm name.",
+        help="Frozen feature extractor: resnet18, resnet50, efficientnet_lite0 or any timm "
+        r"name. [dim]\[default: digits_cnn for the digits, else efficientnet_lite0][/dim]",
     ),
 ]
 
@@ -54,12 +65,12 @@ Weights = Annotated[
 ]
 
 Cache = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--cache",
-        metavar="DIR",
+        metavar="DIR|none",
         rich_help_panel=DATA,
-        help="Where the features of images are kept from run to run.",
+        help="Where features of images are kept from run to run; auto is your cache folder.",
     ),
 ]
 
@@ -99,8 +110,8 @@ Start = Annotated[
         "--start",
         metavar="NAME",
         rich_help_panel=SWEEP,
-        help="Start of the free weights under the binary mask: source-start, source-end, random; repeat "
-        "for several.",
+        help="Start of the free weights under the binary mask: source-start, source-end, "
+        "random; repeat for several. The others take the first of these.",
     ),
 ]
 
@@ -124,6 +135,27 @@ Seed = Annotated[
     ),
 ]
 
+Density = Annotated[
+    str | None,
+    typer.Option(
+        "--density",
+        metavar="SHARE|none",
+        rich_help_panel=MASKS,
+        help="Share of weights the binary mask freezes, above 0, at most 1; none leaves it to "
+        "beta, as the paper does.",
+    ),
+]
+
+Beta = Annotated[
+    float | None,
+    typer.Option(
+        "--beta",
+        metavar="B",
+        rich_help_panel=MASKS,
+        help="Pull on the binary mask's logits, at least 0; more of it frees more weights.",
+    ),
+]
+
 Tau = Annotated[
     float | None,
     typer.Option(
@@ -144,23 +176,13 @@ Samples = Annotated[
     ),
 ]
 
-Beta = Annotated[
-    float | None,
+EditorRule = Annotated[
+    str | None,
     typer.Option(
-        "--beta",
-        metavar="B",
+        "--editor-rule",
+        metavar="std|quantile",
         rich_help_panel=MASKS,
-        help="Pull on the binary mask's logits; more frees more weights.",
-    ),
-]
-
-Density = Annotated[
-    float | None,
-    typer.Option(
-        "--density",
-        metavar="SHARE",
-        rich_help_panel=MASKS,
-        help="Share of weights to freeze, 0 to 1, in place of what beta leads to.",
+        help="What the editor freezes: edits below mean - std, or the smallest share.",
     ),
 ]
 
@@ -170,31 +192,75 @@ Hidden = Annotated[
         "--hidden",
         metavar="UNITS",
         rich_help_panel=HEAD,
-        help="Hidden units of the classifier; 0 is a linear one.",
+        help="Units of a hidden layer of the classifier; 0 is a linear one.",
+    ),
+]
+
+Batch = Annotated[
+    int | None,
+    typer.Option(
+        "--batch", metavar="ROWS", rich_help_panel=HEAD, help="Images in a training step."
+    ),
+]
+
+TargetSteps = Annotated[
+    int | None,
+    typer.Option(
+        "--target-steps",
+        metavar="N",
+        rich_help_panel=HEAD,
+        help="Steps of fine-tuning on the target.",
+    ),
+]
+
+TargetLr = Annotated[
+    float | None,
+    typer.Option(
+        "--target-lr",
+        metavar="RATE",
+        rich_help_panel=HEAD,
+        help="Learning rate of fine-tuning on the target.",
     ),
 ]
 
 TrainUnmasked = Annotated[
-    bool | None,
+    bool,
     typer.Option(
-        "--train-unmasked/--no-train-unmasked",
+        "--train-unmasked",
         rich_help_panel=HEAD,
         help="Fine-tune biases and other parameters without a mask as well.",
     ),
 ]
 
 ExactRecall = Annotated[
-    bool | None,
+    bool,
     typer.Option(
-        "--exact-recall/--no-exact-recall",
+        "--exact-recall",
         rich_help_panel=HEAD,
-        help="Keep the originals of the free weights, so that the source model comes back bit for bit.",
+        help="Keep the originals of the free weights, so that the source model comes back bit "
+        "for bit.",
     ),
 ]
 
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", rich_help_panel=HEAD, help="cpu, cuda, cuda:1, ..."),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        rich_help_panel=HEAD,
+        help="cpu, cuda, cuda:1, ...",
+    ),
+]
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        rich_help_panel=HEAD,
+        help="Any other setting by its name in config.json, such as mask_steps=1000; repeat "
+        "for several.",
+    ),
 ]
 
 Out = Annotated[
@@ -203,7 +269,7 @@ Out = Annotated[
         "--out",
         metavar="DIR",
         rich_help_panel=OUT,
-        help=r"Run folder to write. [dim]\[default: runs/<data>-<date>-<time>][/dim]",
+        help=r"Run folder to write, new or empty. [dim]\[default: runs/<data>-<date>-<time>][/dim]",
     ),
 ]
 
@@ -247,5 +313,9 @@ NoReport = Annotated[
 
 Debug = Annotated[
     bool,
-    typer.Option("--debug", rich_help_panel=OUT, help="Show the traceback of an error."),
+    typer.Option(
+        "--debug",
+        rich_help_panel=OUT,
+        help="Show the traceback of an error.",
+    ),
 ]

@@ -16,7 +16,7 @@ from fastmask.cli import defaults
 from fastmask.cli import options as opt
 from fastmask.cli.failures import FAILED, INTERRUPTED, reported, say
 from fastmask.cli.progress import meter
-from fastmask.errors import FastmaskError, RunFolderError, require
+from fastmask.errors import FastmaskError, MissingPackage, RunFolderError, require
 
 if TYPE_CHECKING:
     from fastmask.transfer import Config
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 FIELDS = {
     "data": "data",
     "splits": "splits",
+    "test_fraction": "test_fraction",
     "backbone": "backbone",
     "weights": "weights",
     "cache": "cache",
@@ -34,11 +35,15 @@ FIELDS = {
     "start": "starts",
     "seeds": "seeds",
     "seed": "seed",
+    "density": "density",
+    "beta": "beta",
     "tau": "tau",
     "samples": "samples",
-    "beta": "beta",
-    "density": "density",
+    "editor_rule": "editor_rule",
     "hidden": "hidden",
+    "batch": "batch",
+    "target_steps": "target_steps",
+    "target_lr": "target_lr",
     "train_unmasked": "train_unmasked",
     "exact_recall": "exact_recall",
     "device": "device",
@@ -78,13 +83,16 @@ def _config() -> type[Config]:
 
 def add_to(app: typer.Typer) -> None:
     """Add the command."""
-    kind = defaults.command(FIELDS, _config)
+    # The folder's own default is made up for each run.
+    shown = {name: field for name, field in FIELDS.items() if name != "out"}
+    kind = defaults.command(shown, _config)
     app.command("transfer", help=_HELP, epilog=_EXAMPLES, cls=kind)(transfer)
 
 
 def transfer(
     data: opt.Data = None,
     splits: opt.Splits = None,
+    test_fraction: opt.TestFraction = None,
     backbone: opt.Backbone = None,
     weights: opt.Weights = None,
     cache: opt.Cache = None,
@@ -94,14 +102,19 @@ def transfer(
     start: opt.Start = None,
     seeds: opt.Seeds = None,
     seed: opt.Seed = None,
+    density: opt.Density = None,
+    beta: opt.Beta = None,
     tau: opt.Tau = None,
     samples: opt.Samples = None,
-    beta: opt.Beta = None,
-    density: opt.Density = None,
+    editor_rule: opt.EditorRule = None,
     hidden: opt.Hidden = None,
-    train_unmasked: opt.TrainUnmasked = None,
-    exact_recall: opt.ExactRecall = None,
+    batch: opt.Batch = None,
+    target_steps: opt.TargetSteps = None,
+    target_lr: opt.TargetLr = None,
+    train_unmasked: opt.TrainUnmasked = False,
+    exact_recall: opt.ExactRecall = False,
     device: opt.Device = None,
+    settings: opt.Set = None,
     out: opt.Out = None,
     config: opt.From = None,
     as_json: opt.Json = False,
@@ -110,13 +123,17 @@ def transfer(
     debug: opt.Debug = False,
 ) -> None:
     """Run the domain-transfer study; `_HELP` is what its users read."""
-    given = {name: value for name, value in locals().items() if name in FIELDS}
+    # A flag that is off, and a list that is empty, were not given.
+    given = {
+        FIELDS[name]: value
+        for name, value in locals().items()
+        if name in FIELDS and value is not None and value is not False and value != []
+    }
     with reported(debug):
-        chosen = _configured({k: v for k, v in given.items() if v is not None}, config)
+        chosen = _configured(given, settings or [], config)
         folder = Path(chosen.out)
         if not no_report:
-            # Said before the work, not after it.
-            require("matplotlib", extra="report")
+            _check_drawing()
         _run(chosen, folder, quiet, debug)
         from fastmask.cli import summary
         from fastmask.report import render
@@ -130,18 +147,53 @@ def transfer(
             summary.tell(Console(), folder, report)
 
 
-def _configured(given: dict[str, Any], earlier: Path | None) -> Config:
-    """The settings: those given, else those of an earlier run, else the defaults."""
+def _configured(given: dict[str, Any], settings: list[str], earlier: Path | None) -> Config:
+    """The settings: those given, else those of an earlier run, else the library's."""
+    fields: dict[str, Any] = _read_config(earlier) if earlier is not None else {}
+    # The folder of the earlier run holds that run.
+    fields.pop("out", None)
+    fields |= dict(map(_setting, settings))
+    for name in ("density", "cache"):
+        if name in given:
+            given[name] = _number_or_none(name, given[name])
+    fields |= given
     kind = _config()
-    fields = {
-        FIELDS[name]: tuple(value) if isinstance(value, list) else value
-        for name, value in given.items()
-    }
-    if earlier is not None:
-        fields = {**_read_config(earlier), **fields}
-    if "out" not in given:
-        fields["out"] = _new_folder(fields.get("data", defaults.of(kind)["data"]))
-    return kind(**fields)
+    fields.setdefault("out", _new_folder(str(fields.get("data", defaults.of(kind)["data"]))))
+    try:
+        return kind.from_json(fields)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _check_drawing() -> None:
+    """Say that matplotlib is missing before the work, not after it."""
+    try:
+        require("matplotlib", extra="report")
+    except MissingPackage as error:
+        raise MissingPackage(f"{error}, or leave the report out with --no-report") from error
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as JSON where it is JSON, else as text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise ValueError(f"--set: expected NAME=VALUE, got {text!r}")
+    try:
+        return name.strip(), json.loads(value)
+    except ValueError:
+        return name.strip(), value
+
+
+def _number_or_none(name: str, text: str) -> Any:
+    """`none` is None; a density is a number, a cache a folder."""
+    if text == "none":
+        return None
+    if name == "cache":
+        return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"--{name}: expected a number or none, got {text!r}") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

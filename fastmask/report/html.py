@@ -56,7 +56,7 @@ def _head(folder: RunFolder) -> str:
     rows = folder.rows
     seeds = len(metrics.seeds(rows))
     said = [
-        str(folder.config["backbone"]) if folder.config.get("backbone") else "",
+        _said(folder.config.get("backbone") or folder.environment.get("backbone") or ""),
         f"{len(metrics.sources(rows))} source domain{'s' if len(metrics.sources(rows)) != 1 else ''}",
         f"{seeds} seed{'s' if seeds != 1 else ''}",
         _progress(folder),

@@ -154,7 +154,7 @@ def strategies_text(rows: Sequence[Row]) -> Table:
     lines = strategy_table(rows)
     before = percent(metrics.level(rows, lambda row: row.source_accuracy_before))
     table = Table(
-        title=f"Means over the sweep, accuracies in %; the source before fine-tuning: {before}",
+        title=f"All strategies, accuracies in % (source before fine-tuning: {before})",
         title_justify="left",
         box=SIMPLE_HEAD,
         pad_edge=False,
