@@ -42,9 +42,8 @@ def any_timm(name: str, pretrained: bool) -> Network:
     """Any network that timm knows, with its default weights on request."""
     timm = require("timm", extra="vision")
     if not timm.is_model(name):
-        near = difflib.get_close_matches(
-            name, ["digits_cnn", *TORCHVISION, *timm.list_models()], n=3
-        )
+        known = sorted({"digits_cnn", *TORCHVISION, *timm.list_models()})
+        near = [k for k in known if k.startswith(name)] or difflib.get_close_matches(name, known)
         raise ValueError(
             f"backbone: expected digits_cnn, {', '.join(TORCHVISION)}, efficientnet_lite0 or a timm name, "
             f"got {name!r}" + (f"; did you mean {' or '.join(near[:3])}?" if near else "")
