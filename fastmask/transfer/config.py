@@ -1,0 +1,338 @@
+"""Every knob of a domain-transfer sweep, checked once, and JSON both ways."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal, get_args
+
+Strategy = Literal["naive", "editor", "binary"]
+Start = Literal["source-start", "source-end", "random"]
+Scaling = Literal["unit", "centred", "standard", "none"]
+Unit = Literal["gradient", "absolute"]
+
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+STARTS: tuple[Start, ...] = get_args(Start)
+# Every stage makes its batches and noise from a seed below this: they key a 64-bit generator.
+_SEEDS = 2**63
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of a sweep: which runs, how masks are found, how heads are trained.
+
+    Steps, not epochs: a run costs the same on every data set. Lengths are relative (see `scaling`,
+    `source_lr`, the units of beta), so that one setting fits backbones of any width and feature size.
+    How each default was chosen, and how flat its neighbourhood is, stands in docs/transfer.md.
+
+    Attributes:
+        data: "digits" or a folder `domain/class/image`.
+        splits: folder of split files, or None for a seeded split.
+        backbone: name of a frozen network; None takes digits_cnn for the digits, else efficientnet_lite0.
+        weights: file of the backbone's weights, or None for the library's own.
+        cache: folder of cached features; "auto" is the user's own cache folder, None keeps nothing.
+        split_seed: of the split of each domain; the same for all seeds of the sweep.
+        test_fraction: share of each class that is for testing, in (0, 1).
+        holdout: share of the training part to hold out and to test on **in place of** the test part, in
+            [0, 1): what settings are to be chosen on. 0 trains on all of it and tests on the test part.
+        sources: domains to learn first; () for all.
+        targets: domains to fine-tune on; () for all.
+        strategies: of `naive`, `editor`, `binary`; unmasked fine-tuning and scratch always run.
+        starts: of the binary mask's free entries; naive and editor take the first in the order
+            source-start (values before stage 1), source-end (values after it), random (fresh draw).
+        seeds: how many seeds.
+        seed: the first seed.
+        hidden: units of a hidden layer of the head; 0 is a linear head. The last layer is masked.
+        scaling: what the masked layer's input goes through: `unit` x / |x|; `centred` the same after
+            subtracting the source's training mean; `standard` (x - mean) / std / sqrt(K) with the
+            source's training statistics; `none`.
+        bn_policy: "frozen": features are of a frozen backbone in eval mode, and nothing else is offered.
+        batch: rows of a step, or all rows of a smaller domain.
+        source_steps: Adam steps of stage 1.
+        source_lr: its step, in 1 / sqrt(fan_in), the bound of a layer's initial values.
+        tau: temperature of the Gumbel-sigmoid, above 0.
+        samples: masks drawn for each batch; divides it.
+        logit_init: first logit; 2 starts with 88 % of the weights active.
+        logit_clamp: bound on |logit|, above 0.
+        mask_steps: Adam steps on the logits.
+        mask_lr: their step.
+        mask_clip: bound on the norm of the logits' gradient, or None.
+        reg: `logit`, beta * sum(l); `sigmoid`, beta * sum(sigmoid(l)).
+        beta: weight of the regulariser, at least 0.
+        beta_unit: `gradient`, beta counts in running means of |dCE/dl|, so that neither the scale of the
+            features nor the size of the layer moves the balance; `absolute`, beta as it stands.
+        density: share to freeze: the largest logits; None freezes `l > 0` as the paper does.
+        editor_beta: weight of the anti-regulariser sum |dW|, below 0.
+        editor_beta_unit: as beta_unit, of |dCE/ddW|.
+        editor_steps: Adam steps on the edit.
+        editor_lr: its step, in std(W).
+        editor_init: std of the first edit, in std(W), above 0: at 0 an unused entry never moves.
+        editor_cap: bound on |dW|, in std(W): without it the objective has no minimum.
+        editor_tolerance: stop when the loss on the source is this much above that of W, in nats.
+        editor_preserve: `ce`, the labels' cross-entropy; `kl`, KL divergence from the unedited outputs.
+        editor_rule: `std`, freeze |dW| < mean - k * std; `quantile`, the smallest `editor_share`.
+        editor_k: k of the rule `std`.
+        editor_share: share that the rule `quantile` freezes, in (0, 1).
+        target_steps: SGD steps of stage 3.
+        target_lr: its step; with a schedule, the first.
+        target_momentum: in [0, 1).
+        target_weight_decay: at least 0; frozen entries do not decay.
+        target_schedule: `cosine` or `constant`.
+        train_unmasked: fine-tune the parameters without a mask too, in the baselines as well.
+        exact_recall: keep the originals of what stage 3 may change in the mask files.
+        device: where heads are trained and features computed.
+        out: run folder; it must be new or empty.
+    """
+
+    data: str = "digits"
+    splits: str | None = None
+    backbone: str | None = None
+    weights: str | None = None
+    cache: str | None = "auto"
+    split_seed: int = 0
+    test_fraction: float = 0.3
+    holdout: float = 0.0
+    sources: tuple[str, ...] = ()
+    targets: tuple[str, ...] = ()
+    strategies: tuple[Strategy, ...] = STRATEGIES
+    starts: tuple[Start, ...] = STARTS
+    seeds: int = 3
+    seed: int = 0
+    hidden: int = 0
+    scaling: Scaling = "unit"
+    bn_policy: Literal["frozen"] = "frozen"
+    batch: int = 64
+    source_steps: int = 500
+    source_lr: float = 1.0
+    tau: float = 1.0
+    samples: int = 4
+    logit_init: float = 2.0
+    logit_clamp: float = 10.0
+    mask_steps: int = 500
+    mask_lr: float = 1e-2
+    mask_clip: float | None = 1.0
+    reg: Literal["logit", "sigmoid"] = "logit"
+    beta: float = 1.0
+    beta_unit: Unit = "gradient"
+    density: float | None = 0.6
+    editor_beta: float = -0.3
+    editor_beta_unit: Unit = "gradient"
+    editor_steps: int = 300
+    editor_lr: float = 0.03
+    editor_init: float = 1e-3
+    editor_cap: float = 3.0
+    editor_tolerance: float = 0.1
+    editor_preserve: Literal["ce", "kl"] = "ce"
+    editor_rule: Literal["std", "quantile"] = "std"
+    editor_k: float = 1.0
+    editor_share: float = 0.6
+    target_steps: int = 100
+    target_lr: float = 50.0
+    target_momentum: float = 0.9
+    target_weight_decay: float = 0.0
+    target_schedule: Literal["cosine", "constant"] = "cosine"
+    train_unmasked: bool = False
+    exact_recall: bool = False
+    device: str = "cpu"
+    out: str = "runs/transfer"
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "targets", "strategies", "starts"):
+            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("data", "splits", "weights", "cache", "out", "device", "backbone"):
+            object.__setattr__(self, name, _text(name, getattr(self, name)))
+        _check_sweep(self)
+        _check_training(self)
+        _check_masks(self)
+        _check_editor(self)
+
+    @property
+    def seed_range(self) -> range:
+        """The seeds of the sweep."""
+        return range(self.seed, self.seed + self.seeds)
+
+    @property
+    def first_start(self) -> Start:
+        """The start of the strategies that run with one start only."""
+        return next(start for start in STARTS if start in self.starts)
+
+    @property
+    def backbone_name(self) -> str:
+        """The backbone's name where None was given."""
+        if self.backbone is not None:
+            return self.backbone
+        return "digits_cnn" if self.data == "digits" else "efficientnet_lite0"
+
+    def pairs(self, domains: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+        """The ordered pairs (source, target) to run, a target's together.
+
+        Raises:
+            ValueError: a domain is unknown, or no pair of two different domains is left.
+        """
+        for name in ("sources", "targets"):
+            for domain in getattr(self, name):
+                if domain not in domains:
+                    raise ValueError(
+                        f"{name}: expected one of {', '.join(domains)}, got {domain!r}"
+                    )
+        pairs = tuple(
+            (source, target)
+            for target in (self.targets or domains)
+            for source in (self.sources or domains)
+            if source != target
+        )
+        if not pairs:
+            raise ValueError("sources, targets: expected two different domains, got one")
+        return pairs
+
+    def to_json(self) -> str:
+        """Write as a JSON object, a field a key."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | dict[str, Any]) -> Config:
+        """Read what `to_json` wrote, or its parsed object; fields left out take their defaults.
+
+        Raises:
+            ValueError: it is no JSON object, has an unknown field, or a value is refused.
+        """
+        value = json.loads(text) if isinstance(text, str) else text
+        if not isinstance(value, dict):
+            raise ValueError(f"config: expected a JSON object, got {type(value).__name__}")
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(value) - known):
+            raise ValueError(f"config: unknown field {', '.join(unknown)}")
+        return cls(**value)
+
+
+def _check_sweep(config: Config) -> None:
+    _one_of("strategies", config.strategies, STRATEGIES)
+    _one_of("starts", config.starts, STARTS)
+    if not config.starts:
+        raise ValueError("starts: expected at least one")
+    if len(config.sources) == 1 and config.sources == config.targets:
+        raise ValueError(
+            f"targets: expected a domain other than the source, got {config.targets[0]!r} for both"
+        )
+    _whole("seeds", config.seeds, 1)
+    _whole("seed", config.seed, 0)
+    _whole("split_seed", config.split_seed, 0)
+    if config.seed + config.seeds > _SEEDS:
+        raise ValueError(f"seed: expected seeds below 2**63, got {config.seed} and {config.seeds}")
+    _number("test_fraction", config.test_fraction, above=0, below=1)
+    _number("holdout", config.holdout, least=0, below=1)
+    _one_of("bn_policy", (config.bn_policy,), ("frozen",))
+    _flag("train_unmasked", config.train_unmasked)
+    _flag("exact_recall", config.exact_recall)
+
+
+def _check_training(config: Config) -> None:
+    _whole("hidden", config.hidden, 0)
+    _one_of("scaling", (config.scaling,), get_args(Scaling))
+    _whole("batch", config.batch, 1)
+    for name in ("source_steps", "mask_steps", "editor_steps", "target_steps"):
+        _whole(name, getattr(config, name), 1)
+    for name in ("source_lr", "target_lr", "mask_lr", "editor_lr"):
+        _number(name, getattr(config, name), above=0)
+    _number("target_momentum", config.target_momentum, least=0, below=1)
+    _number("target_weight_decay", config.target_weight_decay, least=0)
+    _one_of("target_schedule", (config.target_schedule,), ("cosine", "constant"))
+
+
+def _check_masks(config: Config) -> None:
+    _number("tau", config.tau, above=0)
+    _whole("samples", config.samples, 1)
+    if config.batch % config.samples:
+        raise ValueError(
+            f"samples: expected a divisor of the batch of {config.batch} rows, got {config.samples}"
+        )
+    _number("logit_clamp", config.logit_clamp, above=0)
+    _number("logit_init", config.logit_init)
+    if abs(config.logit_init) > config.logit_clamp:
+        raise ValueError(
+            f"logit_init: expected at most logit_clamp = {config.logit_clamp} in size, "
+            f"got {config.logit_init}"
+        )
+    if config.mask_clip is not None:
+        _number("mask_clip", config.mask_clip, above=0)
+    _one_of("reg", (config.reg,), ("logit", "sigmoid"))
+    _number("beta", config.beta, least=0)
+    _one_of("beta_unit", (config.beta_unit,), get_args(Unit))
+    if config.density is not None:
+        _number("density", config.density, above=0, most=1)
+
+
+def _check_editor(config: Config) -> None:
+    _number("editor_beta", config.editor_beta, below=0)
+    _one_of("editor_beta_unit", (config.editor_beta_unit,), get_args(Unit))
+    for name in ("editor_init", "editor_cap", "editor_tolerance"):
+        _number(name, getattr(config, name), above=0)
+    _one_of("editor_preserve", (config.editor_preserve,), ("ce", "kl"))
+    _one_of("editor_rule", (config.editor_rule,), ("std", "quantile"))
+    _number("editor_k", config.editor_k)
+    _number("editor_share", config.editor_share, above=0, below=1)
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
+        raise TypeError(f"{name}: expected several names, got {value!r}")
+    found = tuple(value)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name}: expected each name once, got {', '.join(found)}")
+    return found
+
+
+def _text(name: str, value: Any) -> str | None:
+    if value is None and name in ("splits", "weights", "cache", "backbone"):
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if not isinstance(value, str) or not value:
+        raise TypeError(f"{name}: expected a name or a path, got {value!r}")
+    return value
+
+
+def _one_of(name: str, values: tuple[Any, ...], known: tuple[Any, ...]) -> None:
+    for value in values:
+        if value not in known:
+            raise ValueError(f"{name}: expected {', '.join(map(str, known))}, got {value!r}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+
+
+def _whole(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name}: expected a whole number, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+
+
+def _number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    most: float = math.inf,
+    below: float = math.inf,
+) -> None:
+    """Raise unless `value` is a finite number with above < value < below and least <= value <= most."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not (math.isfinite(value) and above < value < below and least <= value <= most):
+        said = [
+            f"{word} {bound:g}"
+            for word, bound in (
+                ("above", above), ("at least", least), ("at most", most), ("below", below),
+            )
+            if math.isfinite(bound)
+        ]  # fmt: skip
+        wanted = " and ".join(["a finite number", *said])
+        raise ValueError(f"{name}: expected {wanted}, got {value}")

@@ -1,0 +1,59 @@
+"""Which runs a sweep has, and which of them belong together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import groupby
+
+from fastmask.transfer.config import Config
+
+
+@dataclass(frozen=True)
+class Run:
+    """One fine-tuning; its fields are the key columns of results.csv."""
+
+    source: str
+    target: str
+    strategy: str
+    start: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"run {self.source} -> {self.target}, {self.strategy} from {self.start}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs on the same rows in the same order: one target, one seed.
+
+    They differ in their first values and their masks alone and can be trained as one problem.
+    """
+
+    target: str
+    seed: int
+    runs: tuple[Run, ...]
+
+
+def plan(config: Config, domains: tuple[str, ...]) -> tuple[Group, ...]:
+    """Lay out all ordered pairs x strategies x starts x seeds and the baselines, a group after the other."""
+    runs = [
+        Run(source, target, strategy, start, seed)
+        for seed in config.seed_range
+        for source, target in config.pairs(domains)
+        for strategy, start in variants(config)
+    ]
+    runs.sort(key=lambda run: (run.seed, domains.index(run.target)))
+    return tuple(
+        Group(target, seed, tuple(found))
+        for (target, seed), found in groupby(runs, key=lambda run: (run.target, run.seed))
+    )
+
+
+def variants(config: Config) -> tuple[tuple[str, str], ...]:
+    """(strategy, start) of each run of a pair: the baselines, then the masks."""
+    masked = [
+        (strategy, start)
+        for strategy in config.strategies
+        for start in (config.starts if strategy == "binary" else (config.first_start,))
+    ]
+    return (("none", "source-end"), ("scratch", "source-start"), *masked)
