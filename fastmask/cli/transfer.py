@@ -131,7 +131,7 @@ def transfer(
     }
     with reported(debug):
         chosen = _configured(given, settings or [], config)
-        folder = Path(chosen.out)
+        folder = Path(chosen.out).expanduser()
         if not no_report:
             _check_drawing()
         _run(chosen, folder, quiet, debug)

@@ -101,7 +101,7 @@ def _panel(
     value: Callable[[Row], float],
     inches: float,
 ) -> None:
-    targets = list(dict.fromkeys(row.target for row in rows))
+    targets = sorted({row.target for row in rows})
     step = 1.0 / (len(names) + 1.0)
     group = inches * _POINTS / max(len(targets), 1)
     for place, name in enumerate(names):

@@ -48,7 +48,8 @@ def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str
 
 
 def _title(folder: RunFolder) -> str:
-    data = str(folder.config.get("data", "")).rstrip("/").rsplit("/", 1)[-1]
+    said = folder.environment.get("data") or folder.config.get("data") or ""
+    data = str(said).rstrip("/").rsplit("/", 1)[-1]
     return f"Domain transfer on {data}" if data else "Domain transfer"
 
 

@@ -47,8 +47,8 @@ def in_order(found: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def sources(rows: Sequence[Row]) -> list[str]:
-    """Source domains in the order they first appear."""
-    return list(dict.fromkeys(row.source for row in rows))
+    """Source domains by name: a sweep's rows come in the order that was fastest to run."""
+    return sorted({row.source for row in rows})
 
 
 def seeds(rows: Sequence[Row]) -> list[int]:
