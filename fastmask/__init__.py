@@ -22,6 +22,8 @@ __all__ = [
     "MaskedLinear",
     "ThresholdMask",
     "TopKMask",
+    "backbones",
+    "data",
     "errors",
     "masks",
     "nn",

@@ -59,7 +59,9 @@ class Malicious:
         return os.mkdir, (self.path,)
 
 
-@pytest.mark.parametrize("writer", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, 2))])
+@pytest.mark.parametrize(
+    "writer", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, 2))]
+)
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, writer: Callable[..., object]) -> None:
     mark = tmp_path / "ran"
     writer({"weight": Malicious(str(mark))}, tmp_path / "bad.pth")
