@@ -167,7 +167,7 @@ class ScoreMask(Mask):
 def first_scores(weight: Tensor, init: Init) -> Tensor:
     """Scores of a weight: a constant; `kaiming`, uniform within 1 / sqrt(fan_in); `magnitude`, |W|."""
     if init == "magnitude":
-        return weight.abs().to(torch.float32, copy=True)
+        return weight.abs().float()
     scores = torch.empty(weight.shape, dtype=torch.float32, device=weight.device)
     if init == "kaiming":
         fan_in = max(weight[0].numel(), 1) if len(weight) else 1

@@ -179,12 +179,12 @@ def test_autocast_casts_all_but_the_scores() -> None:
 
 
 def test_half_precision_sums_are_float32() -> None:
-    # 4096 equal terms: a running sum in bfloat16 stops at 256.
-    x, w = torch.ones(4096, 1).bfloat16(), torch.ones(1, 1).bfloat16()
+    # 4097 equal terms: a running sum in bfloat16 stops at 256, a product rounded to it ends at 4096.
+    x, w = torch.ones(4097, 1).bfloat16(), torch.ones(1, 1).bfloat16()
     scores = torch.ones(1, 1, requires_grad=True)
     call(x, w, scores, method="threshold").sum().backward()
     assert scores.grad is not None
-    assert scores.grad.item() == 4096
+    assert scores.grad.item() == 4097
 
 
 def test_only_the_gradients_asked_for() -> None:
@@ -196,6 +196,17 @@ def test_only_the_gradients_asked_for() -> None:
         ]
         (got,) = torch.autograd.grad(call(*tensors, seed=1).square().sum(), tensors[chosen])
         assert_same_bits(got, want[chosen])
+    # The input is kept for the sake of the weight and the scores alone.
+    for needy, kept in ((0, False), (1, True), (2, True), (3, False)):
+        tensors = [
+            t.detach().requires_grad_(i == needy) for i, t in enumerate((x, w, scores, bias))
+        ]
+        saved: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, saved=saved: saved.append(t.data_ptr()) or t, lambda t: t
+        ):
+            call(*tensors, seed=1)
+        assert (x.data_ptr() in saved) == kept
     frozen = [t.detach() for t in (x, w, scores)]
     assert not call(*frozen, seed=1).requires_grad
 

@@ -168,11 +168,9 @@ class _LearnedLinear(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         x, weight, scores, _, groups, seed, ctx.options = inputs
-        active = output[1]
-        ctx.mark_non_differentiable(active)
         needs_x = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         # The bits are kept: 1/32 of the scores' bytes, against drawing or sorting again.
-        ctx.save_for_backward(x if needs_x else None, weight, scores, active, groups, seed)
+        ctx.save_for_backward(x if needs_x else None, weight, scores, output[1], groups, seed)
 
     @staticmethod
     @once_differentiable
