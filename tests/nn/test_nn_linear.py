@@ -222,6 +222,16 @@ def test_compiled_whole_in_both_modes(kind: str) -> None:
     assert counter.frame_count == graphs
 
 
+@every
+def test_export_computes_the_same_and_changes_nothing(kind: str) -> None:
+    layer, x = made(kind).eval(), values(6, 45)
+    before = {name: t.clone() for name, t in layer.state_dict().items()}
+    exported = torch.export.export(layer, (x,)).module()
+    assert_same_bits(exported(x), layer(x))
+    for name, tensor in layer.state_dict().items():
+        assert_same_bits(tensor, before[name])
+
+
 def test_switching_fixed_bits_compiles_nothing_new() -> None:
     layer, x = made("fixed"), values(6, 45)
     counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
