@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastmask import errors, masks, nn, ops, optim
+    from fastmask import backbones, data, errors, masks, nn, ops, optim
     from fastmask.bits import BitMask
     from fastmask.masks import FixedMask, GumbelMask, ThresholdMask, TopKMask
     from fastmask.nn import MaskedLinear, plain_state_dict
