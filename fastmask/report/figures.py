@@ -116,7 +116,7 @@ def _weights(masks: list[MaskFile]) -> Drawing:
         "Trained weights and the naive rule",
         f"Values of “{name}” after training on each source (seed {seed}). The naive mask freezes what "
         "lies more than one standard deviation σ from the mean µ; on a normal distribution that is "
-        f"31.7 % of the weights.{more} Figure 4 of the paper.",
+        f"31.7\u00a0% of the weights.{more} Figure 4 of the paper.",
         "Histogram of the trained weights of each source with mean and standard deviation.",
         lambda narrow: weight_histograms(masks, narrow),
     )

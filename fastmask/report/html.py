@@ -113,14 +113,19 @@ def _made(folder: RunFolder) -> str:
     said = folder.environment.get("command")
     name = folder.path.resolve().name
     command = f"fastmask transfer --config {name}/config.json"
+    # No domain named means every domain.
+    settings = {
+        key: "all" if key in ("sources", "targets") and not value else value
+        for key, value in folder.config.items()
+    }
     given = f"<p>It was started with:</p><pre>{escape(str(said))}</pre>" if said else ""
     return (
         "<h2>How this was made</h2>"
         "<p>Each source: train a classifier on frozen features; find which of its weights to freeze, "
         "by each strategy; fine-tune the others on each target; test on both test splits. "
         "Accuracies are shares of test images never trained on.</p>"
-        f"{given}<p>To run it again:</p><pre>{escape(command)}</pre>"
-        f"<h3>Settings</h3>{_listing(folder.config)}"
+        f"{given}<p>To run it again, where the folder {escape(name)} lies:</p><pre>{escape(command)}</pre>"
+        f"<h3>Settings</h3>{_listing(settings)}"
         f"<h3>Environment</h3>{_listing(folder.environment)}"
     )
 

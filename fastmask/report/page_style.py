@@ -46,7 +46,7 @@ dl { display: grid; grid-template-columns: minmax(8rem, max-content) 1fr; gap: .
   margin: 0; font-size: .92rem; }
 dt { color: var(--muted); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: var(--card); padding: .7rem .9rem; border-radius: 4px; overflow-x: auto;
+pre { background: var(--card); padding: .7rem .9rem; border-radius: 4px; white-space: pre-wrap;
   font-size: .88rem; }
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin-top: 2.5rem; }
@@ -61,8 +61,7 @@ details table td, details table th { text-align: left; padding: .15rem .8rem .15
   table { font-size: .82rem; }
   th, td { padding: .3rem .35rem; }
   .spare { display: none; }
-  dl { grid-template-columns: 1fr; gap: 0; }
-  dd { margin-bottom: .5rem; }
+  dl { grid-template-columns: 8.5rem 1fr; gap: .2rem .8rem; }
 }
 @media print { .only-wide { display: block; } .narrow { display: none; } details { display: block; } }
 """

@@ -30,14 +30,12 @@ def weight_histograms(masks: Sequence[MaskFile], narrow: bool) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    figure, axes = panels(len(masks), narrow, 2.1)
+    figure, axes = panels(len(masks), narrow, 2.3)
     for ax, mask in zip(axes, masks, strict=True):
         _histogram(ax, mask.weight(mask.last).ravel().astype(np.float64))
         ax.set_title(f"source: {wrapped(mask.source, 34, 1)}")
     for ax in axes[:: 1 if narrow else 2]:
         ax.set_ylabel("weights")
-    for ax in axes[-1:] if narrow else axes[-2:]:
-        ax.set_xlabel("value of the weight")
     figure.legend(
         handles=[
             Patch(color=FREE, label="within µ ± σ: free under naive"),
@@ -66,23 +64,15 @@ def _histogram(ax: Axes, values: NDArray[np.float64]) -> None:
         ax.stairs(counts, mean + sigma * edges, color=MUTED, linewidth=0.6)
         for k in (-1, 1):
             ax.axvline(mean + k * sigma, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
-        frozen = f"\nnaive freezes {100 * float((np.abs(scaled) > 1).mean()):.1f} %"
+        said = f"naive freezes {100 * float((np.abs(scaled) > 1).mean()):.1f} %"
         beyond = int(values.size - counts.sum())
         if beyond:
-            frozen += f"\n{beyond} beyond ± {_REACH} σ"
+            said += f"; {beyond} weights lie beyond ± {_REACH} σ"
     else:
         ax.bar([mean], [values.size], width=0.1, color=FREE)
-        frozen = "\nall weights are equal"
+        said = "all weights are equal"
     ax.axvline(mean, color=INK, linewidth=1.2)
-    ax.text(
-        0.985,
-        0.97,
-        f"µ = {mean:.4f}\nσ = {sigma:.4f}{frozen}".replace("-", "−"),
-        transform=ax.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8.0,
-    )
+    ax.set_xlabel(f"value of the weight (µ {mean:.4g}, σ {sigma:.4g})\n{said}".replace("-", "−"))
     ax.margins(x=0.01)
     ax.grid(axis="y", color=GRID)
     ax.ticklabel_format(axis="y", style="plain")
@@ -98,11 +88,12 @@ class _Tiles:
 
 
 def fold(matrix: NDArray[np.bool_]) -> _Tiles:
-    """Fold each row of n entries to a tile of about 4:5, row by row, padded with ground."""
+    """Fold each row of n entries to a tile of about 5:4, line by line, padded with ground."""
     n = matrix.shape[1]
     height = max(1, round(math.sqrt(n * 0.8)))
-    exact = [h for h in range(max(1, height // 2), height + 1) if n % h == 0]
-    height = exact[-1] if exact else height
+    # A height that divides n needs no padding, but not at the price of a ribbon: at most 2:1.
+    exact = [h for h in range(math.ceil(math.sqrt(n / 2)), math.isqrt(n) + 1) if n % h == 0]
+    height = min(exact, key=lambda h: abs(h - height), default=height)
     width = max(1, -(-n // height))
     tiles = []
     for row in matrix:
@@ -130,8 +121,8 @@ def mask_pictures(masks: Sequence[MaskFile], narrow: bool) -> Figure:
     height = 0.35 + lines * (tile_inches * aspect + _LABEL_INCHES)
     figure, axes = panels(len(masks), narrow, height, columns=1, legend=0.5)
     gap = max(1, math.ceil(_LABEL_INCHES / tile_inches * folded.width))
-    # A letter of 7.5 points is about 0.065 inch wide; the share takes five of them.
-    letters = int(tile_inches / 0.065) - 5
+    # A letter of 7.5 points is about 0.065 inch wide; the share takes six of them.
+    letters = int(tile_inches / 0.065) - 6
     for ax, mask in zip(axes, masks, strict=True):
         _mosaic(ax, mask, shown, columns, gap, letters)
     figure.legend(
@@ -166,7 +157,7 @@ def _mosaic(ax: Axes, mask: MaskFile, shown: int, columns: int, gap_y: int, lett
         ax.text(
             left,
             top - 0.06 * gap_y,
-            f"{wrapped(name, letters, 1)} {100 * float(frozen[i].mean()):.0f} %",
+            f"{wrapped(name, letters, 1)}: {100 * float(frozen[i].mean()):.0f} %",
             fontsize=7.5,
             ha="left",
             va="bottom",

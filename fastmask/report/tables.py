@@ -15,6 +15,9 @@ from fastmask.report.rows import Row
 if TYPE_CHECKING:
     from rich.table import Table
 
+# Of a difference as printed; starts that look equal are not told apart by bold type.
+_DIGITS = 3
+
 
 @dataclass(frozen=True)
 class Table1Line:
@@ -52,8 +55,8 @@ def table_1(rows: Sequence[Row], strategy: str = "binary") -> list[list[Table1Li
                 found.append((start, gain, change))
         if not found:
             continue
-        top_gain = max(gain.mean for _, gain, _ in found)
-        top_change = max(change.mean for _, _, change in found)
+        gains = [round(gain.mean, _DIGITS) for _, gain, _ in found]
+        changes = [round(change.mean, _DIGITS) for _, _, change in found]
         # The published mean is one of four sources: beside fewer it would compare unlike things.
         beside = known and (source is not None or len(sources) == len(paper.PACS))
         groups.append(
@@ -64,10 +67,10 @@ def table_1(rows: Sequence[Row], strategy: str = "binary") -> list[list[Table1Li
                     gain,
                     change,
                     paper.published(start, source) if beside else None,
-                    len(found) > 1 and gain.mean == top_gain,
-                    len(found) > 1 and change.mean == top_change,
+                    gains[i] == max(gains) > min(gains),
+                    changes[i] == max(changes) > min(changes),
                 )
-                for start, gain, change in found
+                for i, (start, gain, change) in enumerate(found)
             ]
         )
     return groups
@@ -123,7 +126,7 @@ def strategy_table(rows: Sequence[Row]) -> list[StrategyLine]:
 
 def signed(value: float) -> str:
     """A difference of accuracies as a share of 1, as the paper prints it: `+0.031`."""
-    return f"{value:+.3f}".replace("-", "−")
+    return f"{value:+.{_DIGITS}f}".replace("-", "−")
 
 
 def percent(value: Spread | None) -> str:
@@ -135,7 +138,7 @@ def signed_spread(value: Spread | None) -> str:
     """A difference with its spread over seeds: `+0.031 ± 0.004`, or without it for one seed."""
     if value is None:
         return "–"
-    return signed(value.mean) + ("" if value.std is None else f" ±\u00a0{value.std:.3f}")
+    return signed(value.mean) + ("" if value.std is None else f" ±\u00a0{value.std:.{_DIGITS}f}")
 
 
 def name_of(line: StrategyLine, lines: Sequence[StrategyLine]) -> str:
@@ -274,5 +277,5 @@ def table_1_html(rows: Sequence[Row]) -> str:
 def _cell(value: Spread | None) -> str:
     if value is None:
         return "–"
-    less = "" if value.std is None else f' <span class="pm">±\u00a0{value.std:.3f}</span>'
+    less = "" if value.std is None else f' <span class="pm">±\u00a0{value.std:.{_DIGITS}f}</span>'
     return f"{signed(value.mean)}{less}"
