@@ -17,6 +17,8 @@ STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 STARTS: tuple[Start, ...] = get_args(Start)
 # Every stage makes its batches and noise from a seed below this: they key a 64-bit generator.
 _SEEDS = 2**63
+# A factor beyond this could not be told from infinity in float32.
+_MOST = 1e30
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ class Config:
     reg: Literal["logit", "sigmoid"] = "logit"
     beta: float = 1.0
     beta_unit: Unit = "gradient"
-    density: float | None = 0.6
+    density: float | None = 0.55
     editor_beta: float = -0.3
     editor_beta_unit: Unit = "gradient"
     editor_steps: int = 300
@@ -127,9 +129,9 @@ class Config:
     editor_preserve: Literal["ce", "kl"] = "ce"
     editor_rule: Literal["std", "quantile"] = "std"
     editor_k: float = 1.0
-    editor_share: float = 0.6
+    editor_share: float = 0.55
     target_steps: int = 100
-    target_lr: float = 50.0
+    target_lr: float = 60.0
     target_momentum: float = 0.9
     target_weight_decay: float = 0.0
     target_schedule: Literal["cosine", "constant"] = "cosine"
@@ -235,9 +237,9 @@ def _check_training(config: Config) -> None:
     for name in ("source_steps", "mask_steps", "editor_steps", "target_steps"):
         _whole(name, getattr(config, name), 1)
     for name in ("source_lr", "target_lr", "mask_lr", "editor_lr"):
-        _number(name, getattr(config, name), above=0)
+        _number(name, getattr(config, name), above=0, most=_MOST)
     _number("target_momentum", config.target_momentum, least=0, below=1)
-    _number("target_weight_decay", config.target_weight_decay, least=0)
+    _number("target_weight_decay", config.target_weight_decay, least=0, most=_MOST)
     _one_of("target_schedule", (config.target_schedule,), ("cosine", "constant"))
 
 
@@ -258,14 +260,14 @@ def _check_masks(config: Config) -> None:
     if config.mask_clip is not None:
         _number("mask_clip", config.mask_clip, above=0)
     _one_of("reg", (config.reg,), ("logit", "sigmoid"))
-    _number("beta", config.beta, least=0)
+    _number("beta", config.beta, least=0, most=_MOST)
     _one_of("beta_unit", (config.beta_unit,), get_args(Unit))
     if config.density is not None:
         _number("density", config.density, above=0, most=1)
 
 
 def _check_editor(config: Config) -> None:
-    _number("editor_beta", config.editor_beta, below=0)
+    _number("editor_beta", config.editor_beta, least=-_MOST, below=0)
     _one_of("editor_beta_unit", (config.editor_beta_unit,), get_args(Unit))
     for name in ("editor_init", "editor_cap", "editor_tolerance"):
         _number(name, getattr(config, name), above=0)

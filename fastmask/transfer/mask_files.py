@@ -78,9 +78,16 @@ def write(
         "density": repr(found.frozen.density),
         "classes": json.dumps(list(classes)),
     }
-    atomic.write(
-        path, save({key: t.detach().cpu().contiguous() for key, t in tensors.items()}, head)
-    )
+    held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    atomic.write(path, _ordered(save(held, head)))
+
+
+def _ordered(content: bytes) -> bytes:
+    """The same safetensors file with its header's keys in order: equal masks make equal bytes."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8 : 8 + size]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[8 + size :]
 
 
 def recall(mask_file: str | Path, head: nn.Module) -> None:

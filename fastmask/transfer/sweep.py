@@ -197,7 +197,7 @@ def _features(
     )
     config.pairs(domains.domains)
     backbone = backbones.load(
-        config.backbone_name, config.weights, config.device, cache=config.cache
+        config.backbone_name, config.weights, config.device, cache=config.cache, progress=progress
     )
     found = data.extract(
         domains,
