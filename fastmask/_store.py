@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +14,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from fastmask import _files
 
 FORMAT = "1"
 
@@ -86,34 +86,12 @@ def fetch(
     tensors = build()
     try:
         place.mkdir(parents=True, exist_ok=True)
-        write(path, save(tensors, {"key": wanted, "sha256": tensor_digest(tensors)}))
+        _files.write(path, save(tensors, {"key": wanted, "sha256": tensor_digest(tensors)}))
     except OSError as error:
         warnings.warn(
             f"nothing is cached: {place} cannot be written to ({error})", CacheWarning, stacklevel=3
         )
     return tensors
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, also after a crash or beside other writers."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The rename itself is durable only when the folder is synced; Windows cannot open a folder.
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _read(path: Path, wanted: str) -> dict[str, torch.Tensor]:

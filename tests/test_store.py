@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastmask import _store
+from fastmask import _files, _store
 
 
 def test_where_the_cache_lies(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_writers_side_by_side_leave_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     contents = [bytes([i]) * 200_000 for i in range(8)]
     threads = [
-        threading.Thread(target=_store.write, args=(path, c)) for c in contents for _ in range(5)
+        threading.Thread(target=_files.write, args=(path, c)) for c in contents for _ in range(5)
     ]
     for thread in threads:
         thread.start()
