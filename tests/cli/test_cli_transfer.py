@@ -131,7 +131,9 @@ def test_quiet_prints_the_path_alone(study: Study) -> None:
     result = study("--out", "bare", "--quiet", "--no-report")
     assert (result.stdout, result.stderr) == ("bare\n", "")
     assert not Path("bare/report.html").exists()
-    assert json.loads(study("--out", "both", "--quiet", "--json").stdout)["runs"] == 20
+    assert (
+        json.loads(study("--out", "both", "--quiet", "--json", "--no-report").stdout)["runs"] == 20
+    )
 
 
 @pytest.mark.parametrize(

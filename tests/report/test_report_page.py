@@ -158,7 +158,7 @@ def test_draws_whatever_there_is(tmp_path: Path, options: dict) -> None:
 
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:
-    domains = tuple(name.replace("/", "") for name in HOSTILE)
+    domains = tuple(HOSTILE[i].replace("/", "") for i in (0, 1, 4))
     run = make_run(
         tmp_path / "run", domains=domains, classes=HOSTILE, features=16, seeds=1, starts=("random",)
     )
