@@ -36,7 +36,7 @@ def reported(debug: bool) -> Iterator[None]:
     except (typer.Exit, typer.Abort):
         raise
     except KeyboardInterrupt:
-        say("interrupted", "stopped before anything was computed", "bold yellow")
+        say("interrupted", "stopped", "bold yellow")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
         if debug:

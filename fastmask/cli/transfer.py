@@ -134,11 +134,9 @@ def transfer(
         folder = Path(chosen.out).expanduser()
         if not no_report:
             _check_drawing()
-        _run(chosen, folder, quiet, debug)
+        report = _run(chosen, folder, not no_report, quiet, debug)
         from fastmask.cli import summary
-        from fastmask.report import render
 
-        report = None if no_report else render(folder)
         if as_json:
             typer.echo(json.dumps(summary.as_json(folder, report), indent=2))
         elif quiet:
@@ -213,18 +211,28 @@ def _new_folder(data: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _run(config: Config, folder: Path, quiet: bool, debug: bool) -> None:
-    """Run the study; where it stops early, say what is kept."""
+def _run(config: Config, folder: Path, draw: bool, quiet: bool, debug: bool) -> Path | None:
+    """Run the study and draw its report; where it stops early, say what is kept."""
+    from fastmask.report import render
     from fastmask.transfer import run
 
+    # The rows of an earlier run in the same folder are none of this run's.
+    occupied = (folder / "results.csv").exists()
     try:
         with meter(Console(stderr=True), quiet) as progress:
             run(config, progress=progress)
+            if draw:
+                progress("drawing the report", 0, 1)
+                report = render(folder)
+                progress("drawing the report", 1, 1)
+                return report
+            return None
     except KeyboardInterrupt:
-        say("interrupted", _kept(folder) or "nothing was computed yet", "bold yellow")
+        kept = None if occupied else _kept(folder)
+        say("interrupted", kept or "no run had finished yet", "bold yellow")
         raise typer.Exit(INTERRUPTED) from None
     except Exception as error:
-        kept = _kept(folder)
+        kept = None if occupied else _kept(folder)
         if kept is None:
             raise
         if debug:

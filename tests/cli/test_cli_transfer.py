@@ -14,7 +14,7 @@ import pytest
 from report.synthetic_run import make_run
 from typer.testing import CliRunner, Result
 
-from fastmask import errors, transfer
+from fastmask import errors, report, transfer
 from fastmask.cli.app import app
 from fastmask.cli.transfer import FIELDS
 from fastmask.transfer import Config
@@ -198,12 +198,25 @@ def test_a_fault_half_way_says_what_is_kept(study: Study) -> None:
     assert "10 of 20 runs" in Path("run/report.html").read_text()
 
 
+def test_a_report_that_cannot_be_drawn_keeps_the_runs(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise errors.RunFolderError("report.html: cannot be written")
+
+    monkeypatch.setattr(report, "render", broken)
+    result = study("--out", "run")
+    assert result.exit_code == 1 and result.stdout == ""
+    assert "report.html: cannot be written" in result.stderr
+    assert "20 finished runs are kept" in result.stderr
+
+
 def test_debug_shows_the_traceback(study: Study) -> None:
     result = study("--out", "run", "--debug", fault=RuntimeError("boom"), keep=0)
     assert result.exit_code == 1 and "Traceback" in result.stderr and "boom" in result.stderr
 
 
-@pytest.mark.parametrize("keep, said", [(0, "nothing was computed"), (0.5, "10 finished runs")])
+@pytest.mark.parametrize("keep, said", [(0, "no run had finished"), (0.5, "10 finished runs")])
 def test_ctrl_c_says_what_is_kept_and_exits_with_130(study: Study, keep: float, said: str) -> None:
     result = study("--out", "run", fault=KeyboardInterrupt(), keep=keep)
     assert result.exit_code == 130
