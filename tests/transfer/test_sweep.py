@@ -169,3 +169,32 @@ def test_a_folder_of_pictures_from_end_to_end(tmp_path: Path) -> None:
     assert folder.masks["dark", "binary", 0].classes == ("flat", "striped")
     assert folder.environment["backbone"] == "digits_cnn"
     assert folder.environment["rows"]["dark"] == {"train": 8, "test": 4}
+
+
+def test_the_number_of_threads_changes_nothing_and_is_left_alone(
+    settings: Settings, tmp_path: Path
+) -> None:
+    draws = torch.Generator().manual_seed(3)
+    # Wide enough for torch to deal its sums to several threads, where it may.
+    rows, width = 120, 4096
+    wide = {
+        name: Features(
+            torch.rand(rows, width, generator=draws), torch.arange(rows) % 3,
+            torch.arange(90), torch.arange(90, rows),
+        )
+        for name in ("ink", "oil")
+    }  # fmt: skip
+    before = torch.get_num_threads()
+    found, during = [], []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            config = settings(out=tmp_path / str(threads), batch=64)
+            result = run(config, lambda *_: during.append(torch.get_num_threads()), features=wide)
+            assert torch.get_num_threads() == threads
+            masks = sorted((result.folder / "masks").iterdir())
+            found.append((result.rows, [mask.read_bytes() for mask in masks]))
+    finally:
+        torch.set_num_threads(before)
+    assert set(during) == {1}
+    assert found[0] == found[1]
