@@ -24,7 +24,7 @@ def fastmask(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fastmask", *arguments],
         capture_output=True, text=True, timeout=300, check=False, cwd=folder,
-        env={**os.environ, "FASTMASK_CACHE": str(folder / "cache"), "NO_COLOR": "1",
+        env={**os.environ, "FASTMASK_CACHE": str(folder / "cache"), "NO_COLOR": "1", "OMP_NUM_THREADS": "1",
              "PYTHONPATH": str(Path(__file__).parents[2])},
     )  # fmt: skip
 
