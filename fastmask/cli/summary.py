@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,34 @@ from fastmask.report.tables import strategies_text, strategy_table, table_1, tab
 
 
 def tell(console: Console, out: Path, report: Path | None) -> None:
-    """Print the finding, Table 1, the strategies, and where everything lies."""
-    rows = read_run(out).rows
+    """Print the finding, Table 1, the strategies, what it was run on, and where everything lies."""
+    folder = read_run(out)
+    rows = folder.rows
     for table in (table_1_text(rows), strategies_text(rows) if rows else None):
         if table is not None:
             console.print(table)
     for sentence in headline(rows):
         console.print(Text(sentence, style="bold"))
     console.print()
+    for line in circumstances(folder.environment):
+        console.print(Text(line, style="dim"))
     # One line each, never folded: a path is copied whole.
     console.print(f"run:    {out}", markup=False, highlight=False, soft_wrap=True)
     if report is not None:
         console.print(f"report: {report}", markup=False, highlight=False, soft_wrap=True)
+
+
+def circumstances(environment: Mapping[str, Any]) -> list[str]:
+    """How many images each domain has, and what becomes of batch-norm statistics, as far as known."""
+    said = []
+    rows = environment.get("rows")
+    if isinstance(rows, Mapping):
+        counts = ", ".join(f"{name} {n['train']} + {n['test']}" for name, n in rows.items())
+        classes = len(environment.get("classes", ()))
+        said.append(f"images, training + test, of {classes} classes: {counts}")
+    if "batch_norm" in environment:
+        said.append(f"batch norm: {environment['batch_norm']}")
+    return said
 
 
 def as_json(out: Path, report: Path | None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from report.synthetic_run import make_run
 from typer.testing import CliRunner, Result
 
 from fastmask import errors, report, transfer
+from fastmask.cli import summary
 from fastmask.cli.app import app
 from fastmask.cli.transfer import FIELDS
 from fastmask.transfer import Config
@@ -259,3 +260,13 @@ def test_a_process_of_its_own_says_its_version() -> None:
         capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert run.stdout.strip().count(".") == 2
+
+
+def test_the_summary_says_counts_and_the_batch_norm_policy() -> None:
+    rows = {"ink": {"train": 30, "test": 15}, "oil": {"train": 20, "test": 10}}
+    said = summary.circumstances({"rows": rows, "classes": ["a", "b"], "batch_norm": "frozen"})
+    assert said == [
+        "images, training + test, of 2 classes: ink 30 + 15, oil 20 + 10",
+        "batch norm: frozen",
+    ]
+    assert summary.circumstances({}) == []
