@@ -9,6 +9,7 @@ import os
 import platform
 import shlex
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import astuple
 from pathlib import Path
@@ -42,6 +43,7 @@ class Recorder:
         self._config = config
         self._made = not self.folder.exists()
         self._files: list[TextIO] = []
+        self._began = time.monotonic()
         self.rows: list[Row] = []
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,9 +75,10 @@ class Recorder:
         atomic.write(self.folder / "environment.json", content.encode())
 
     def metric(self, event: str, **said: Any) -> None:
-        """Append a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl: the event, seconds since the folder was claimed, its figures."""
+        line = {"event": event, "seconds": round(time.monotonic() - self._began, 3), **said}
         try:
-            self._metrics.write(json.dumps({"event": event, **said}) + "\n")
+            self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
         except OSError as error:
             raise RunFolderError(f"{self._metrics.name}: cannot be written ({error})") from error
@@ -149,7 +152,7 @@ def describe(
         "features": next(iter(domains.values())).train.x.shape[1],
         "batch_norm": "frozen: features are of a backbone in eval mode, its statistics never move",
         "device": config.device,
-        "threads": torch.get_num_threads(),
+        "threads": {"features": torch.get_num_threads(), "heads": 1},
         "fastmask": __version__,
         "torch": torch.__version__,
         "numpy": importlib.metadata.version("numpy"),
