@@ -135,7 +135,7 @@ def _learn(
         _say(progress, "source heads and their masks", done, len(keys))
         part, test = domains[domain].train, domains[domain].test
         source = stage_1.train(config, domain, part, len(classes), seed)
-        before = accuracy(source.head, source.head.inputs(test.x), test.y)
+        before = accuracy(source.head, test.x, test.y)
         recorder.metric("source", source=domain, seed=seed, loss=source.loss, accuracy=before)
         masks: dict[str, Found] = {}
         for strategy in config.strategies:
@@ -178,7 +178,7 @@ def _one(
     frozen = None if found is None else found.frozen
     head, loss = stage_3.fine_tune(config, learned.source, run, domains[run.target].train, frozen)
     on = {
-        name: accuracy(head, head.inputs(domains[name].test.x), domains[name].test.y)
+        name: accuracy(head, domains[name].test.x, domains[name].test.y)
         for name in (run.source, run.target)
     }
     row = Row(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from fastmask.bits import BitMask
@@ -71,7 +70,6 @@ def fine_tune(
     """
     start = start_values(source, run, frozen)
     head = with_values(source.head, start)
-    inputs = head.inputs(part.x)
     trained = {
         name: param
         for name, param in head.named_parameters()
@@ -79,9 +77,6 @@ def fine_tune(
     }
     for param in trained.values():
         param.requires_grad_(True)
-    if not config.train_unmasked:
-        # What the masked layer reads does not change: it is computed once.
-        inputs = head.last_input(inputs)
     optimizer = MaskedSGD(
         trained.values(),
         lr=config.target_lr,
@@ -98,19 +93,14 @@ def fine_tune(
             config.target_schedule, step, config.target_steps
         )
         optimizer.zero_grad()
-        loss = functional.cross_entropy(_logits(head, inputs[rows], config), part.y[rows])
+        loss = functional.cross_entropy(head(head.inputs(part.x[rows])), part.y[rows])
         losses.append(finite(loss, str(run), step))
         loss.backward()
         optimizer.step()
-    finite(_logits(head, inputs[:1], config).detach().sum(), str(run), config.target_steps - 1)
+    finite(head(head.inputs(part.x[:1])).detach().sum(), str(run), config.target_steps - 1)
     head.requires_grad_(False)
     verify_frozen(start, values(head), _fixed(head, trained, frozen))
     return head, sum(losses[-20:]) / len(losses[-20:])
-
-
-def _logits(head: Head, inputs: Tensor, config: Config) -> Tensor:
-    logits: Tensor = head(inputs) if config.train_unmasked else head.output(inputs)
-    return logits
 
 
 def _fixed(

@@ -52,7 +52,7 @@ def test_source_learns_and_keeps_its_first_values(
 ) -> None:
     source = trained(settings(source_steps=200), features)
     part = part_of(features, "ink")
-    assert accuracy(source.head, source.head.inputs(part.x), part.y) > 0.95
+    assert accuracy(source.head, part.x, part.y) > 0.95
     bound = 1 / math.sqrt(12)
     for name, first in source.initial.items():
         assert float(first.abs().max()) <= bound

@@ -17,8 +17,8 @@ from fastmask.transfer.head import MASKED
 from fastmask.transfer.source import Source, finite
 from fastmask.transfer.strategies.found import Found, MaskWarning, RunningMean
 
-# The loss on all source rows is looked at this often.
-_EVERY = 10
+# The loss on the source is looked at this often, on this many of its rows or on all.
+_EVERY, _ROWS = 10, 4096
 
 
 def find(config: Config, source: Source, part: Part) -> Found:
@@ -26,7 +26,7 @@ def find(config: Config, source: Source, part: Part) -> Found:
 
     `keep` is the labels' cross-entropy, or the KL divergence from the unedited outputs. beta < 0 rewards
     edits, so that the objective has no minimum: |dW| is held to `editor_cap * std(W)`, and the search
-    stops when `keep` on all source rows exceeds its value at W by the tolerance; the last edit within it
+    stops when `keep` on the source exceeds its value at W by the tolerance; the last edit within it
     counts. The first edit is random and small: where a weight is never used its gradient is 0, and from
     exactly 0 it would never move and be frozen for it.
 
@@ -48,7 +48,7 @@ def find(config: Config, source: Source, part: Part) -> Found:
     inputs = source.head.last_input(source.head.inputs(part.x))
     unedited = functional.log_softmax(functional.linear(inputs, weight, bias), 1)
 
-    def keep(edit: Tensor, rows: Tensor | slice) -> Tensor:
+    def keep(edit: Tensor, rows: Tensor) -> Tensor:
         logits = functional.linear(inputs[rows], weight + edit, bias)
         if config.editor_preserve == "ce":
             return functional.cross_entropy(logits, part.y[rows])
@@ -62,7 +62,7 @@ def find(config: Config, source: Source, part: Part) -> Found:
     edit = nn.Parameter(first.to(weight.device))
     optimizer = torch.optim.Adam([edit], lr=config.editor_lr * spread, eps=1e-12)
     scale = RunningMean()
-    everything = slice(None)
+    everything = torch.randperm(len(part.y), generator=draws)[:_ROWS]
     before = finite(keep(torch.zeros_like(weight), everything), run, 0)
     within, steps, loss = edit.detach().clone(), 0, before
     order = orders(len(part.y), config.batch, config.editor_steps, draws)
