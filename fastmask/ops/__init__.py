@@ -3,6 +3,7 @@
 from fastmask.ops.compressed_linear.op import compress, compressed_linear, decompress
 from fastmask.ops.learned_linear.op import learned_linear
 from fastmask.ops.masked_adamw_.op import masked_adamw_
+from fastmask.ops.masked_conv2d.op import masked_conv2d
 from fastmask.ops.masked_linear.op import masked_linear
 from fastmask.ops.masked_sgd_.op import masked_sgd_
 from fastmask.ops.pack.op import pack
@@ -19,6 +20,7 @@ __all__ = [
     "draw_seed",
     "learned_linear",
     "masked_adamw_",
+    "masked_conv2d",
     "masked_linear",
     "masked_sgd_",
     "pack",

@@ -81,6 +81,26 @@ def rows(x: Tensor, samples: int, groups: Tensor | None, mask_name: str) -> None
     same("groups", groups, "x", x, dtype=False)
 
 
+def images(x: Tensor, samples: int, mask_name: str) -> None:
+    """Raise unless the images of x (B, C, H, W) can be dealt to `samples` masks in equal groups."""
+    if samples < 1 or x.shape[0] % samples:
+        raise ValueError(
+            f"{mask_name}: expected a number of masks that divides the {x.shape[0]} images of x, got "
+            f"{samples} masks"
+        )
+
+
+def pair(name: str, value: int | Sequence[int], low: int) -> list[int]:
+    """Return two whole numbers of at least `low`, given as one or as a pair, or raise."""
+    given = value if isinstance(value, list | tuple) else (value, value)
+    both = [v for v in given if isinstance(v, int) and not isinstance(v, bool)]
+    if len(given) != 2 or len(both) != 2:
+        raise TypeError(f"{name}: expected a whole number or a pair of them, got {value!r}")
+    if min(both) < low:
+        raise ValueError(f"{name}: expected at least {low}, got {value!r}")
+    return both
+
+
 def in_range(groups: Tensor | None, samples: int) -> None:
     """Raise ValueError where a row names a mask that is not there (CPU only: a GPU would be stalled)."""
     if groups is None or groups.device.type != "cpu" or groups.numel() == 0:
