@@ -1,6 +1,7 @@
 """The ops of fastmask: packed bits in, tensors out. One op, one folder."""
 
 from fastmask.ops.compressed_linear.op import compress, compressed_linear, decompress
+from fastmask.ops.learned_conv2d.op import learned_conv2d
 from fastmask.ops.learned_linear.op import learned_linear
 from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_conv2d.op import masked_conv2d
@@ -18,6 +19,7 @@ __all__ = [
     "compressed_linear",
     "decompress",
     "draw_seed",
+    "learned_conv2d",
     "learned_linear",
     "masked_adamw_",
     "masked_conv2d",

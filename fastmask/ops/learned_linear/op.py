@@ -82,20 +82,36 @@ def learned_linear(
     Source: arXiv 2308.13957, 5.3 (gumbel); arXiv 2409.07577, Eq. 1 (threshold, topk, flip, scale).
     """
     linear_shapes(x, weight)
-    _checks.floating("scores", scores)
-    _checks.shape("scores", scores, weight.shape, "that of weight")
-    _checks.same("scores", scores, "weight", weight, dtype=False)
-    tau, density = check_method(method, seed, samples, tau, mu, density)
-    rescale = check_off(off, scale)
+    checked = learned_options(weight, scores, method, seed, samples, tau, mu, density, off, scale)
     _checks.rows(x, samples, groups, "samples")
     x, weight, bias = linear_operands(x, weight, bias)
     # Only sampled bits take a seed: the others must not advance torch's generator.
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     flat_groups = None if groups is None else groups.reshape(-1)
-    options = (method, samples, tau, float(mu), density, off, rescale, backend)
+    options = (*checked, backend)
     out, _ = _LearnedLinear.apply(rows, weight, scores, bias, flat_groups, key, options)
     return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
+
+
+def learned_options(
+    weight: Tensor,
+    scores: Tensor,
+    method: str,
+    seed: int | Tensor | None,
+    samples: int,
+    tau: float,
+    mu: float,
+    density: float | None,
+    off: str,
+    scale: str | None,
+) -> tuple[str, int, float, float, float | None, str, bool]:
+    """Check scores and options; return method, samples, tau, mu, density, off, whether to rescale."""
+    _checks.floating("scores", scores)
+    _checks.shape("scores", scores, weight.shape, "that of weight")
+    _checks.same("scores", scores, "weight", weight, dtype=False)
+    tau, density = check_method(method, seed, samples, tau, mu, density)
+    return method, samples, tau, float(mu), density, off, check_off(off, scale)
 
 
 def check_method(
