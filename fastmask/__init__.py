@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fastmask import backbones, data, errors, masks, nn, ops, optim
     from fastmask.bits import BitMask
     from fastmask.masks import FixedMask, GumbelMask, ThresholdMask, TopKMask
-    from fastmask.nn import MaskedLinear, plain_state_dict
+    from fastmask.nn import MaskedConv2d, MaskedLinear, plain_state_dict
     from fastmask.optim.protect import protect
     from fastmask.optim.verify import verify_frozen
 
@@ -19,6 +19,7 @@ __all__ = [
     "BitMask",
     "FixedMask",
     "GumbelMask",
+    "MaskedConv2d",
     "MaskedLinear",
     "ThresholdMask",
     "TopKMask",
@@ -40,6 +41,7 @@ _HOMES = {
     "BitMask": "fastmask.bits",
     "FixedMask": "fastmask.masks",
     "GumbelMask": "fastmask.masks",
+    "MaskedConv2d": "fastmask.nn",
     "MaskedLinear": "fastmask.nn",
     "ThresholdMask": "fastmask.masks",
     "TopKMask": "fastmask.masks",

@@ -10,6 +10,7 @@ from torch import Tensor
 from fastmask import ops
 from fastmask.bits import BitMask
 from fastmask.masks.mask import Mask
+from fastmask.ops.masked_conv2d.op import Padding, Pair
 
 
 class FixedMask(Mask):
@@ -48,6 +49,18 @@ class FixedMask(Mask):
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return ops.masked_linear(x, weight, self.bits, bias)
+
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        return ops.masked_conv2d(x, weight, self.bits, bias, stride, padding, dilation, groups)
 
     def settings(self) -> dict[str, Any]:
         on_meta = self.bits.device.type == "meta"

@@ -14,6 +14,7 @@ from fastmask import ops
 from fastmask.bits import BitMask
 from fastmask.ops import _checks
 from fastmask.ops.learned_linear.op import check_off
+from fastmask.ops.masked_conv2d.op import Padding, Pair
 
 Init = float | Literal["kaiming", "magnitude"]
 Off = Literal["zero", "flip"]
@@ -49,6 +50,19 @@ class Mask(nn.Module, ABC):
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x (..., K) through the masked weight (N, K): (..., N)."""
+
+    @abstractmethod
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """Compute images x (B, C, H, W) through the masked weight (N, C / groups, R, T): (B, N, H', W')."""
 
     def active(self) -> BitMask:
         """The mask of evaluation, 1 = the weight takes part."""
@@ -147,13 +161,39 @@ class ScoreMask(Mask):
         In training gradients reach the scores, straight-through. In evaluation nothing is drawn,
         `active()` decides, and the scores take no gradient.
         """
+        return self._masked(ops.masked_linear, ops.learned_linear, x, weight, {"bias": bias})
+
+    def conv2d(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Pair = 1,
+        padding: Padding = 0,
+        dilation: Pair = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        """Compute images x (B, C, H, W) through the masked weight, as `linear` does rows."""
+        rest = {
+            "bias": bias, "stride": stride, "padding": padding, "dilation": dilation, "groups": groups,
+        }  # fmt: skip
+        return self._masked(ops.masked_conv2d, ops.learned_conv2d, x, weight, rest)
+
+    def _masked(
+        self,
+        masked: Callable[..., Tensor],
+        learned: Callable[..., Tensor],
+        x: Tensor,
+        weight: Tensor,
+        rest: dict[str, Any],
+    ) -> Tensor:
+        """Learn in training; in evaluation read the bits, or the fixed scores where bits do not say all."""
         scores = self.own_scores()
         if self.training:
-            return ops.learned_linear(x, weight, scores, bias=bias, **self.learned_options())
+            return learned(x, weight, scores, **rest, **self.learned_options())
         if self.off == "zero" and self.scale is None:
-            return ops.masked_linear(x, weight, self.bits_now(), bias)
-        fixed = scores.detach()
-        return ops.learned_linear(x, weight, fixed, bias=bias, **self.learned_options())
+            return masked(x, weight, self.bits_now(), **rest)
+        return learned(x, weight, scores.detach(), **rest, **self.learned_options())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Scores stay float32 whatever a model is cast to: a step of 1e-3 from 2.0 is lost in bfloat16.

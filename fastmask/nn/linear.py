@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from fastmask.masks import Mask
+from fastmask.nn.masked_layer import MaskedLayer
 
 
-class MaskedLinear(nn.Linear):
+class MaskedLinear(MaskedLayer, nn.Linear):
     """Compute `x @ where(active, weight, 0).T + bias` with bits that a mask decides: `mask.linear`.
 
     In the place of `torch.nn.Linear`: same constructor order, same `weight` and `bias` keys; the mask is
@@ -33,8 +34,6 @@ class MaskedLinear(nn.Linear):
         ValueError: the mask is of another shape or on another device.
     """
 
-    mask: Mask
-
     def __init__(
         self,
         in_features: int,
@@ -45,7 +44,7 @@ class MaskedLinear(nn.Linear):
         *,
         mask: Mask,
     ) -> None:
-        super().__init__(in_features, out_features, bias, device, dtype)
+        nn.Linear.__init__(self, in_features, out_features, bias, device, dtype)
         self._own(mask)
 
     @classmethod
@@ -58,31 +57,8 @@ class MaskedLinear(nn.Linear):
             TypeError: `linear` is a subclass, whose own forward would be lost, or `mask` is no mask.
             ValueError: the weight is no parameter of its own (weight_norm, prune); the mask does not fit.
         """
-        if type(linear) is not nn.Linear:
-            raise TypeError(
-                "linear: expected a plain torch.nn.Linear (what a subclass computes would be lost), got "
-                f"{type(linear).__name__}"
-            )
-        if "weight" not in linear._parameters:
-            raise ValueError(
-                "linear: expected weight to be a parameter, found it computed from others (weight_norm "
-                "or torch.nn.utils.prune: remove it first)"
-            )
-        layer = cls.__new__(cls)
-        nn.Module.__init__(layer)
-        layer.in_features, layer.out_features = linear.in_features, linear.out_features
-        for name, parameter in linear._parameters.items():
-            layer.register_parameter(name, parameter)
-        layer._own(mask)
-        return layer.train(linear.training)
+        return cls._adopt("linear", linear, nn.Linear, ("in_features", "out_features"), mask)
 
     def forward(self, input: Tensor) -> Tensor:
         """Rows of input (..., K) through the masked weight, (..., N)."""
         return self.mask.linear(input, self.weight, self.bias)
-
-    def _own(self, mask: Any) -> None:
-        if not isinstance(mask, Mask):
-            raise TypeError(f"mask: expected a fastmask mask, got {type(mask).__name__}")
-        self.mask = mask.for_weight(self.weight)
-        if mask.freezes_weight:
-            self.weight.requires_grad_(False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from fastmask.ops.masked_conv2d import reference
 from fastmask.ops.masked_linear.op import linear_operands
 
 Pair = int | Sequence[int]
-Padding = Pair | Literal["same", "valid"]
+Padding = Pair | str
 
 
 def masked_conv2d(
