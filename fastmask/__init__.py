@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fastmask import backbones, data, errors, masks, nn, ops, optim
     from fastmask.bits import BitMask
     from fastmask.masks import FixedMask, GumbelMask, ThresholdMask, TopKMask
-    from fastmask.nn import MaskedConv2d, MaskedLinear, plain_state_dict
+    from fastmask.nn import MaskedConv2d, MaskedLinear, bake_, mask_, plain_state_dict, unmask_
     from fastmask.optim.protect import protect
     from fastmask.optim.verify import verify_frozen
 
@@ -24,14 +24,17 @@ __all__ = [
     "ThresholdMask",
     "TopKMask",
     "backbones",
+    "bake_",
     "data",
     "errors",
+    "mask_",
     "masks",
     "nn",
     "ops",
     "optim",
     "plain_state_dict",
     "protect",
+    "unmask_",
     "verify_frozen",
 ]
 
@@ -45,8 +48,11 @@ _HOMES = {
     "MaskedLinear": "fastmask.nn",
     "ThresholdMask": "fastmask.masks",
     "TopKMask": "fastmask.masks",
+    "bake_": "fastmask.nn",
+    "mask_": "fastmask.nn",
     "plain_state_dict": "fastmask.nn",
     "protect": "fastmask.optim.protect",
+    "unmask_": "fastmask.nn",
     "verify_frozen": "fastmask.optim.verify",
 }
 

@@ -1,12 +1,149 @@
-"""From masked networks to plain ones."""
+"""From plain networks to masked ones and back."""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fastmask.masks import Mask
+from fastmask.masks.mask import ScoreMask
+from fastmask.nn.support import (
+    MASKED,
+    PLAIN,
+    is_masked,
+    is_weighted,
+    read_by_parents,
+    why_not,
+)
+
+Filter = Callable[[str, nn.Module], bool]
+
+# What a masked layer remembers of itself, and a parent of its fast path, until the masks are gone.
+_TRAINED = "_weight_required_grad"
+_FAST = "_fast_path_before_masks"
+# Where torch's encoders look before they read the weights of their layers and call none of them.
+_FAST_PATHS = {
+    nn.TransformerEncoderLayer: ("activation_relu_or_gelu", 0),
+    nn.TransformerEncoder: ("use_nested_tensor", False),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class Conversion:
+    """What `mask_` did: the layers that it converted, and why it left others of their kind alone."""
+
+    converted: tuple[str, ...]
+    skipped: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        lines = [f"Conversion: {len(self.converted)} converted, {len(self.skipped)} left alone"]
+        lines += [f"  + {_called(name)}" for name in self.converted]
+        lines += [f"  - {_called(name)}: {reason}" for name, reason in self.skipped.items()]
+        return "\n".join(lines)
+
+
+def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conversion:
+    """Give each supported layer of `model` a mask of its own: its forward reads `where(active, weight, 0)`.
+
+    In place: a layer stays the object that it is, with its parameters, hooks and mode, and becomes a
+    `MaskedLinear` or `MaskedConv2d`. What else refers to it (a second name, a list) sees the masked
+    layer; the scores are new parameters, which an optimizer made earlier does not know. A learned mask
+    freezes the weight. A layer under two names is converted once; a weight that two layers share stays
+    shared, each with its own mask (a decoder tied to an embedding: the embedding reads the whole
+    weight), and is frozen for both.
+
+    Torch's encoders read the weights of their layers on a fast path, past any mask: it is switched off
+    in each encoder inside `model` with a masked layer. Where `model` is only a part of such an encoder,
+    the encoder is out of reach: convert the whole.
+
+    Args:
+        model: any network; a single layer will do.
+        mask: a template, copied for each layer, or a mask of the shape that all chosen layers have.
+        filter_fn: called as `filter_fn(name, module)` for each linear layer and convolution of any sort,
+            each `nn.MultiheadAttention` and each masked layer; true converts it. Default: every
+            supported one, and no word but in the record on those that are not.
+
+    Returns:
+        The names converted, and those left alone with the reason. Layers for which `filter_fn` is false
+        are not in it.
+
+    Raises:
+        TypeError: `model` is no module, `mask` is no mask or `filter_fn` cannot be called.
+        ValueError: nothing is chosen; a layer is masked already; `filter_fn` chooses one that cannot take
+            a mask; the mask does not fit one. Nothing has been changed then.
+    """
+    _check_model(model)
+    if not isinstance(mask, Mask):
+        raise TypeError(f"mask: expected a fastmask mask, got {type(mask).__name__}")
+    if filter_fn is not None and not callable(filter_fn):
+        raise TypeError(
+            f"filter_fn: expected a function of (name, module), got {type(filter_fn).__name__}"
+        )
+    chosen, skipped = _choose(model, filter_fn)
+    masks = {layer: _mask_of(name, layer, mask) for layer, name in chosen.items()}
+    # All are asked before the first is frozen: a weight may be shared.
+    trained = {layer: _weight(layer).requires_grad for layer in chosen}
+    for layer, own in masks.items():
+        layer.__class__ = MASKED[type(layer)]
+        layer.mask = own.train(layer.training)
+        setattr(layer, _TRAINED, trained[layer])
+        if own.freezes_weight:
+            _weight(layer).requires_grad_(False)
+    _leave_fast_paths(model)
+    return Conversion(tuple(chosen.values()), MappingProxyType(skipped))
+
+
+def unmask_(model: nn.Module) -> tuple[str, ...]:
+    """Take the masks off: each masked layer of `model` is the plain one again, its weight untouched.
+
+    Undoes `mask_` exactly: the same modules and parameters, hooks, modes and `state_dict()`; weights
+    require gradients as they did before, and encoders take their fast path again. A layer that was made
+    as a masked one becomes a plain one, and its weight requires gradients as it does now.
+
+    Returns:
+        The names of the layers that were masked.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: no layer is masked, or one is of a type derived from a masked layer.
+    """
+    layers = _masked_layers(model)
+    for layer in layers:
+        _strip(layer)
+    _restore_fast_paths(model)
+    return tuple(layers.values())
+
+
+@torch.no_grad()
+def bake_(model: nn.Module) -> tuple[str, ...]:
+    """Write what the masks do into the weights and leave plain layers: `weight = where(active, weight, 0)`.
+
+    With the bits, the flip and the scale of evaluation, whatever mode the model is in; NaN under the mask
+    becomes 0. Parameters stay the same objects. The masks are gone, and with them the weights that
+    they hid; the rest is as after `unmask_`.
+
+    Returns:
+        The names of the layers that were masked.
+
+    Raises:
+        TypeError: `model` is no module.
+        ValueError: no layer is masked, or a masked weight is shared with another module, which would be
+            changed too. Nothing has been changed then.
+    """
+    layers = _masked_layers(model)
+    _refuse_shared(model, layers)
+    for layer in layers:
+        weight = _weight(layer)
+        weight.copy_(_product(weight, _mask(layer)))
+        _strip(layer)
+    _restore_fast_paths(model)
+    return tuple(layers.values())
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Any]:
@@ -21,11 +158,148 @@ def plain_state_dict(model: nn.Module) -> dict[str, Any]:
     Raises:
         TypeError: `model` is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check_model(model)
     modules = model.named_modules(remove_duplicate=False)
     masks = tuple(f"{name}." for name, module in modules if isinstance(module, Mask) and name)
     state = model.state_dict()
     for key in [key for key in state if key.startswith(masks)]:
         del state[key]
     return state
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+
+
+def _choose(
+    model: nn.Module, filter_fn: Filter | None
+) -> tuple[dict[nn.Module, str], dict[str, str]]:
+    """The layers to convert by name, and the reasons for those left alone; raise on what is refused."""
+    readers = read_by_parents(model)
+    chosen: dict[nn.Module, str] = {}
+    skipped: dict[str, str] = {}
+    seen: set[nn.Module] = set()
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if not is_weighted(layer) or layer in chosen:
+            continue
+        if filter_fn is None and layer in seen:
+            continue
+        seen.add(layer)
+        if filter_fn is not None and not filter_fn(name, layer):
+            continue
+        reason = why_not(layer) if is_masked(layer) else readers.get(layer) or why_not(layer)
+        if reason is None:
+            chosen[layer] = name
+        elif filter_fn is not None or is_masked(layer):
+            raise ValueError(
+                f"model: {_called(name)} cannot be masked: {reason}; nothing was changed"
+            )
+        else:
+            skipped[name] = reason
+    if not chosen:
+        raise ValueError(_nothing(len(seen), skipped, filter_fn))
+    return chosen, skipped
+
+
+def _nothing(asked: int, skipped: Mapping[str, str], filter_fn: Filter | None) -> str:
+    if filter_fn is not None and asked:
+        return f"filter_fn: expected it to choose a layer, it chose none of the {asked} it was asked about"
+    reasons = "; ".join(f"{_called(name)}: {reason}" for name, reason in skipped.items())
+    kinds = ", ".join(plain.__name__ for plain in MASKED)
+    return f"model: expected a supported layer ({kinds}), found none" + (
+        reasons and f" ({reasons})"
+    )
+
+
+def _mask_of(name: str, layer: nn.Module, mask: Mask) -> Mask:
+    """The mask that a layer is to own; an error of the mask names the layer."""
+    own = mask if mask.shape is None else copy.deepcopy(mask)
+    try:
+        return own.for_weight(_weight(layer))
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"mask: for layer {_called(name)}: {error}") from error
+
+
+def _masked_layers(model: nn.Module) -> dict[nn.Module, str]:
+    """The masked layers of a model by name; raise where there are none or no plain type is known."""
+    _check_model(model)
+    layers = {module: name for name, module in model.named_modules() if is_masked(module)}
+    if not layers:
+        raise ValueError("model: expected masked layers, found none")
+    for layer, name in layers.items():
+        if type(layer) not in PLAIN:
+            raise ValueError(
+                f"model: {_called(name)} is a {type(layer).__name__}, derived from a masked layer: "
+                "what it is without its mask is not known; nothing was changed"
+            )
+    return layers
+
+
+def _strip(layer: nn.Module) -> None:
+    """Make a masked layer the plain one, its weight requiring gradients as it did."""
+    trained = layer.__dict__.pop(_TRAINED, None)
+    del layer.mask
+    layer.__class__ = PLAIN[type(layer)]
+    if trained is not None:
+        _weight(layer).requires_grad_(trained)
+
+
+def _product(weight: Tensor, mask: Mask) -> Tensor:
+    """W' of evaluation: selected before it is scaled, rounded once, as the ops do."""
+    ones = mask.active().to_bool()
+    flipped = isinstance(mask, ScoreMask) and mask.off == "flip"
+    product = torch.where(ones, weight, -weight if flipped else weight.new_zeros(()))
+    if isinstance(mask, ScoreMask) and mask.scale is not None:
+        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        count = ones.sum().clamp(min=1).to(wide)
+        product = (product * torch.sqrt(ones.numel() / count).view(-1)).to(weight.dtype)
+    return product
+
+
+def _refuse_shared(model: nn.Module, layers: Iterable[nn.Module]) -> None:
+    users: dict[Tensor, list[str]] = {}
+    for name, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
+                users.setdefault(parameter, []).append(f"{name}.{key}" if name else key)
+    for layer in layers:
+        names = users[_weight(layer)]
+        if len(names) > 1:
+            raise ValueError(
+                f"model: {' and '.join(names)} are one parameter: to bake a mask into it would change "
+                "them all; give the masked layer a weight of its own first (nothing was changed)"
+            )
+
+
+def _leave_fast_paths(model: nn.Module) -> None:
+    for parent in model.modules():
+        if _FAST in parent.__dict__ or not any(is_masked(module) for module in parent.modules()):
+            continue
+        for kind, (flag, off) in _FAST_PATHS.items():
+            if isinstance(parent, kind) and hasattr(parent, flag):
+                setattr(parent, _FAST, (flag, getattr(parent, flag)))
+                setattr(parent, flag, off)
+
+
+def _restore_fast_paths(model: nn.Module) -> None:
+    for parent in model.modules():
+        before = parent.__dict__.pop(_FAST, None)
+        if before is not None:
+            setattr(parent, *before)
+
+
+def _weight(layer: nn.Module) -> Tensor:
+    weight = layer._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
+def _mask(layer: nn.Module) -> Mask:
+    mask = layer.mask
+    assert isinstance(mask, Mask)
+    return mask
+
+
+def _called(name: str) -> str:
+    return name or "the model itself"

@@ -1,0 +1,98 @@
+"""Which layers can take a mask as they stand, and in words why others cannot."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from fastmask.nn.conv import MaskedConv2d
+from fastmask.nn.linear import MaskedLinear
+
+# A plain layer's type and the one that takes its place. A masked type has the forward and the submodule
+# `mask` besides and nothing else, so that a layer becomes the other by changing its class.
+MASKED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: MaskedLinear,
+    nn.Conv2d: MaskedConv2d,
+}
+PLAIN = {masked: plain for plain, masked in MASKED.items()}
+
+# Modules whose forward reads `.weight` of these children and never calls them, by their full names: the
+# packages that they are of are not imported here.
+READS_WEIGHTS = {
+    "torch.nn.modules.activation.MultiheadAttention": ("out_proj",),
+    "torchvision.models.swin_transformer.ShiftedWindowAttention": ("qkv", "proj"),
+    "timm.models.beit.Attention": ("qkv",),
+    "timm.models.eva.EvaAttention": ("qkv",),
+    "timm.models.naflexvit.NaFlexEmbeds": ("proj",),
+    "timm.models.swin_transformer_v2.WindowAttention": ("qkv",),
+}
+
+
+def is_masked(module: nn.Module) -> bool:
+    """Whether a module is one of the masked layers, or derived from one."""
+    return isinstance(module, tuple(PLAIN))
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """Whether a module is of the kinds that masks are about: a linear map or a convolution of any sort."""
+    kinds = (nn.Linear, nn.Bilinear, _ConvNd, nn.MultiheadAttention)
+    return isinstance(module, kinds) or _is_quantized(module)
+
+
+def read_by_parents(model: nn.Module) -> dict[nn.Module, str]:
+    """The layers of a model that a parent never calls, and who reads their weight instead."""
+    found: dict[nn.Module, str] = {}
+    for name, parent in model.named_modules():
+        types = {f"{base.__module__}.{base.__qualname__}" for base in type(parent).__mro__}
+        for reader, children in READS_WEIGHTS.items():
+            if reader in types:
+                for child in children:
+                    layer = getattr(parent, child, None)
+                    if isinstance(layer, nn.Module):
+                        found[layer] = (
+                            f"its weight is read by {name or 'its parent'} ({type(parent).__name__}), "
+                            "which never calls the layer"
+                        )
+    return found
+
+
+def why_not(layer: nn.Module) -> str | None:
+    """Why a layer cannot take a mask, None where it can."""
+    kind = type(layer).__name__
+    if is_masked(layer):
+        return "it is masked already (unmask_ it first, or leave it out by filter_fn)"
+    if isinstance(layer, LazyModuleMixin):
+        return "it is lazy and has no weight yet (run the model once first)"
+    if parametrize.is_parametrized(layer):
+        return "it is parametrized (torch.nn.utils.parametrize.remove_parametrizations first)"
+    if _is_quantized(layer):
+        return f"it is quantized ({kind})"
+    if isinstance(layer, nn.MultiheadAttention):
+        return "it reads in_proj_weight and out_proj.weight itself and calls no layer"
+    if type(layer) not in MASKED:
+        base = next((plain for plain in MASKED if isinstance(layer, plain)), None)
+        if base is not None:
+            return f"it is a {kind}, derived from {base.__name__}: what that computes would be lost"
+        return f"{kind} is not supported"
+    if "forward" in layer.__dict__:
+        return "its forward is replaced on the layer itself and would pass by the mask"
+    return _why_not_weight(layer._parameters.get("weight"))
+
+
+def _why_not_weight(weight: Tensor | None) -> str | None:
+    if weight is None:
+        return "its weight is computed from others (weight_norm or torch.nn.utils.prune: remove it first)"
+    if hasattr(weight, "placements"):
+        return "its weight is sharded (DTensor)"
+    if type(weight) is not nn.Parameter:
+        return f"its weight is a {type(weight).__name__}, no plain parameter"
+    if not weight.is_floating_point():
+        return f"its weight is {weight.dtype}, not real floating"
+    return None
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    # By name: loading torch's quantized modules takes longer than converting a network.
+    return any(base.__name__ == "WeightedQuantizedModule" for base in type(module).__mro__)

@@ -1,0 +1,173 @@
+"""Whole networks, and layers whose parents read weights without calling them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fastmask
+from fastmask import BitMask, FixedMask, MaskedLinear, ThresholdMask
+from fastmask.masks import Mask
+from fastmask.nn.support import MASKED, READS_WEIGHTS
+from fastmask.testing import assert_same_bits, values
+
+
+def ones() -> Mask:
+    return ThresholdMask(1.0)
+
+
+def zeros() -> Mask:
+    return ThresholdMask(-1.0)
+
+
+def timm_net(name: str) -> nn.Module:
+    timm = pytest.importorskip("timm", reason="timm's networks need timm")
+    return timm.create_model(name, pretrained=False)
+
+
+def torchvision_net(name: str) -> nn.Module:
+    models = pytest.importorskip(
+        "torchvision.models", reason="torchvision's networks need torchvision"
+    )
+    return models.get_model(name, weights=None)
+
+
+NETWORKS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
+    "resnet18": (timm_net, 64),
+    "tf_efficientnet_lite0": (timm_net, 64),
+    "vit_tiny_patch16_224": (timm_net, 224),
+    "torchvision resnet18": (torchvision_net, 64),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
+    make, size = NETWORKS[name]
+    torch.manual_seed(0)
+    model = make(name.split()[-1]).eval()
+    plain = {n: type(m) for n, m in model.named_modules()}
+    state = {key: value.clone() for key, value in model.state_dict().items()}
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    x = values(2, 3, size, size)
+    with torch.no_grad():
+        expected = model(x)
+        record = fastmask.mask_(model, ones())
+        assert set(record.converted) == {n for n, kind in plain.items() if kind in MASKED}
+        convolutions = {
+            n: kind
+            for n, kind in plain.items()
+            if issubclass(kind, nn.Conv2d) and n not in record.converted
+        }
+        assert set(record.skipped) == set(convolutions)
+        for n, kind in convolutions.items():
+            assert kind.__name__ in record.skipped[n]
+        assert_same_bits(model(x), expected)
+        assert fastmask.unmask_(model) == record.converted
+        assert {n: type(m) for n, m in model.named_modules()} == plain
+        assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+        after = model.state_dict()
+        assert list(after) == list(state)
+        assert all(torch.equal(after[key], state[key]) for key in state)
+        assert_same_bits(model(x), expected)
+        fastmask.mask_(model, zeros())
+        assert not torch.equal(model(x), expected)
+
+
+def encoder_layer(**options: bool) -> nn.TransformerEncoderLayer:
+    torch.manual_seed(0)
+    return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **options).eval()
+
+
+def without_mlp(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
+    """An encoder layer whose linear1 and linear2 have weights of 0, written out."""
+    x = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
+    return layer.norm2(x + layer.linear2.bias)
+
+
+def test_an_encoder_layer_does_not_pass_by_its_masks() -> None:
+    layer, x = encoder_layer(), values(3, 5, 8)
+    with torch.no_grad():
+        fast = layer(x)
+        flag = layer.activation_relu_or_gelu
+        record = fastmask.mask_(layer, zeros())
+        assert record.converted == ("linear1", "linear2")
+        assert "in_proj_weight" in record.skipped["self_attn"]
+        assert "read by self_attn" in record.skipped["self_attn.out_proj"]
+        expected = without_mlp(layer, x)
+        # Sums of other orders: a few roundings of numbers of about 3.
+        assert (layer(x) - expected).abs().max() < 16 * torch.finfo(torch.float32).eps * 3
+        assert not torch.allclose(layer(x), fast)
+        layer.train().eval()
+        assert not torch.allclose(layer(x), fast)
+        fastmask.unmask_(layer)
+        assert flag == layer.activation_relu_or_gelu != 0
+        assert_same_bits(layer(x), fast)
+        fastmask.mask_(layer, zeros())
+        fastmask.bake_(layer)
+        assert layer.activation_relu_or_gelu == flag
+        assert (layer(x) - expected).abs().max() < 16 * torch.finfo(torch.float32).eps * 3
+
+
+@pytest.mark.filterwarnings("ignore:.*nested.*")
+def test_an_encoder_whose_later_layer_alone_is_masked_reads_no_nested_tensor() -> None:
+    torch.manual_seed(0)
+    encoder = nn.TransformerEncoder(encoder_layer(), 2).eval()
+    x, padding = values(3, 5, 8), torch.zeros(3, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    with torch.no_grad():
+        fast = encoder(x, src_key_padding_mask=padding)
+        fastmask.mask_(encoder, zeros(), lambda name, _: name.startswith("layers.1.linear"))
+        assert not encoder.use_nested_tensor
+        masked = encoder(x, src_key_padding_mask=padding)
+        assert not torch.allclose(masked[1:], fast[1:])
+        fastmask.mask_(encoder, ones(), lambda name, _: name.startswith("layers.0.linear"))
+        assert encoder.layers[1].activation_relu_or_gelu == 0
+        fastmask.unmask_(encoder)
+        assert encoder.use_nested_tensor
+        assert all(layer.activation_relu_or_gelu == 1 for layer in encoder.layers)
+        assert_same_bits(encoder(x, src_key_padding_mask=padding), fast)
+
+
+def test_the_output_projection_of_attention_is_refused_by_name() -> None:
+    layer = encoder_layer()
+    for name in ("self_attn", "self_attn.out_proj"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be masked"):
+            fastmask.mask_(layer, zeros(), lambda n, _, name=name: n == name)
+    layer.self_attn.out_proj = nn.Linear(8, 8)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="read by self_attn"):
+        fastmask.mask_(layer, zeros(), lambda n, _: n == "self_attn.out_proj")
+    assert type(layer.linear1) is nn.Linear and layer.activation_relu_or_gelu == 1
+
+
+def test_an_encoder_cannot_hide_a_fixed_mask_either() -> None:
+    layer, x = encoder_layer(), values(3, 5, 8)
+    with torch.no_grad():
+        fast = layer(x)
+        none = FixedMask(BitMask.from_bool(torch.zeros(16, 8, dtype=torch.bool)))
+        fastmask.mask_(layer, none, lambda name, _: name == "linear1")
+        assert type(layer.linear1) is MaskedLinear and type(layer.linear2) is nn.Linear
+        assert not torch.allclose(layer(x), fast)
+
+
+@pytest.mark.parametrize("reader", READS_WEIGHTS)
+def test_readers_of_weights_are_where_they_are_said_to_be(reader: str) -> None:
+    module, name = reader.rsplit(".", 1)
+    pytest.importorskip(module.split(".")[0], reason=f"{reader} needs its package")
+    kind = getattr(importlib.import_module(module), name)
+    assert issubclass(kind, nn.Module)
+
+
+def test_windowed_attention_of_torchvision_is_left_alone_with_the_reason() -> None:
+    swin = pytest.importorskip(
+        "torchvision.models.swin_transformer", reason="windowed attention needs torchvision"
+    )
+    for kind in (swin.SwinTransformerBlock, swin.SwinTransformerBlockV2):
+        block = kind(8, 2, [2, 2], [0, 0]).eval()
+        record = fastmask.mask_(block, zeros(), None)
+        assert {"attn.qkv", "attn.proj"} <= set(record.skipped)
+        assert "read by attn (ShiftedWindowAttention" in record.skipped["attn.qkv"]
+        assert "mlp.0" in record.converted
