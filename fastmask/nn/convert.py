@@ -18,6 +18,7 @@ from fastmask.nn.support import (
     PLAIN,
     is_masked,
     is_weighted,
+    masked_type,
     read_by_parents,
     why_not,
 )
@@ -25,6 +26,7 @@ from fastmask.nn.support import (
 Filter = Callable[[str, nn.Module], bool]
 
 # What a masked layer remembers of itself, and a parent of its fast path, until the masks are gone.
+_KIND = "_plain_type"
 _TRAINED = "_weight_required_grad"
 _FAST = "_fast_path_before_masks"
 # Where torch's encoders look before they read the weights of their layers and call none of them.
@@ -52,11 +54,11 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
     """Give each supported layer of `model` a mask of its own: its forward reads `where(active, weight, 0)`.
 
     In place: a layer stays the object that it is, with its parameters, hooks and mode, and becomes a
-    `MaskedLinear` or `MaskedConv2d`. What else refers to it (a second name, a list) sees the masked
-    layer; the scores are new parameters, which an optimizer made earlier does not know. A learned mask
-    freezes the weight. A layer under two names is converted once; a weight that two layers share stays
-    shared, each with its own mask (a decoder tied to an embedding: the embedding reads the whole
-    weight), and is frozen for both.
+    `MaskedLinear` or `MaskedConv2d` (timm's `Conv2dSame` a `MaskedConv2dSame`). What else refers to it
+    (a second name, a list) sees the masked layer; the scores are new parameters, which an optimizer
+    made earlier does not know. A learned mask freezes the weight. A layer under two names is converted
+    once; a weight that two layers share stays shared, each with its own mask (a decoder tied to an
+    embedding: the embedding reads the whole weight), and is frozen for both.
 
     Torch's encoders read the weights of their layers on a fast path, past any mask: it is switched off
     in each encoder inside `model` with a masked layer. Where `model` is only a part of such an encoder,
@@ -90,8 +92,11 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
     # All are asked before the first is frozen: a weight may be shared.
     trained = {layer: _weight(layer).requires_grad for layer in chosen}
     for layer, own in masks.items():
-        layer.__class__ = MASKED[type(layer)]
+        kind, masked = type(layer), masked_type(layer)
+        assert masked is not None
+        layer.__class__ = masked
         layer.mask = own.train(layer.training)
+        setattr(layer, _KIND, kind)
         setattr(layer, _TRAINED, trained[layer])
         if own.freezes_weight:
             _weight(layer).requires_grad_(False)
@@ -228,7 +233,7 @@ def _masked_layers(model: nn.Module) -> dict[nn.Module, str]:
     if not layers:
         raise ValueError("model: expected masked layers, found none")
     for layer, name in layers.items():
-        if type(layer) not in PLAIN:
+        if _KIND not in layer.__dict__ and type(layer) not in PLAIN:
             raise ValueError(
                 f"model: {_called(name)} is a {type(layer).__name__}, derived from a masked layer: "
                 "what it is without its mask is not known; nothing was changed"
@@ -240,7 +245,8 @@ def _strip(layer: nn.Module) -> None:
     """Make a masked layer the plain one, its weight requiring gradients as it did."""
     trained = layer.__dict__.pop(_TRAINED, None)
     del layer.mask
-    layer.__class__ = PLAIN[type(layer)]
+    kind = layer.__dict__.pop(_KIND, None)
+    layer.__class__ = PLAIN[type(layer)] if kind is None else kind
     if trained is not None:
         _weight(layer).requires_grad_(trained)
 

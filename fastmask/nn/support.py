@@ -8,6 +8,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
 from fastmask.nn.conv import MaskedConv2d
+from fastmask.nn.conv_same import MaskedConv2dSame
 from fastmask.nn.linear import MaskedLinear
 
 # A plain layer's type and the one that takes its place. A masked type has the forward and the submodule
@@ -15,6 +16,10 @@ from fastmask.nn.linear import MaskedLinear
 MASKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: MaskedLinear,
     nn.Conv2d: MaskedConv2d,
+}
+# Types of packages that are not imported here, by their full names.
+MASKED_BY_NAME: dict[str, type[nn.Module]] = {
+    "timm.layers.conv2d_same.Conv2dSame": MaskedConv2dSame,
 }
 PLAIN = {masked: plain for plain, masked in MASKED.items()}
 
@@ -28,6 +33,11 @@ READS_WEIGHTS = {
     "timm.models.naflexvit.NaFlexEmbeds": ("proj",),
     "timm.models.swin_transformer_v2.WindowAttention": ("qkv",),
 }
+
+
+def masked_type(layer: nn.Module) -> type[nn.Module] | None:
+    """The masked type that takes the place of a plain layer's type, None where there is none."""
+    return MASKED.get(type(layer)) or MASKED_BY_NAME.get(_full_name(type(layer)))
 
 
 def is_masked(module: nn.Module) -> bool:
@@ -45,7 +55,7 @@ def read_by_parents(model: nn.Module) -> dict[nn.Module, str]:
     """The layers of a model that a parent never calls, and who reads their weight instead."""
     found: dict[nn.Module, str] = {}
     for name, parent in model.named_modules():
-        types = {f"{base.__module__}.{base.__qualname__}" for base in type(parent).__mro__}
+        types = {_full_name(base) for base in type(parent).__mro__}
         for reader, children in READS_WEIGHTS.items():
             if reader in types:
                 for child in children:
@@ -71,7 +81,7 @@ def why_not(layer: nn.Module) -> str | None:
         return f"it is quantized ({kind})"
     if isinstance(layer, nn.MultiheadAttention):
         return "it reads in_proj_weight and out_proj.weight itself and calls no layer"
-    if type(layer) not in MASKED:
+    if masked_type(layer) is None:
         base = next((plain for plain in MASKED if isinstance(layer, plain)), None)
         if base is not None:
             return f"it is a {kind}, derived from {base.__name__}: what that computes would be lost"
@@ -91,6 +101,10 @@ def _why_not_weight(weight: Tensor | None) -> str | None:
     if not weight.is_floating_point():
         return f"its weight is {weight.dtype}, not real floating"
     return None
+
+
+def _full_name(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _is_quantized(module: nn.Module) -> bool:

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import distribute_module
 from torch.nn.utils import parametrizations, prune, weight_norm
 
 import fastmask
@@ -288,10 +291,11 @@ def replaced() -> nn.Module:
 
 
 def sharded() -> nn.Module:
-    layer = nn.Linear(4, 4)
-    # What tells a DTensor from other tensors; a real one needs a process group.
-    layer.weight.placements = ()  # type: ignore[attr-defined]
-    return layer
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        return distribute_module(nn.Linear(4, 4), init_device_mesh("cpu", (1,)))
+    finally:
+        dist.destroy_process_group()
 
 
 def of_another_tensor() -> nn.Module:

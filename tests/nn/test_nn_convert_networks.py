@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 import fastmask
 from fastmask import BitMask, FixedMask, MaskedLinear, ThresholdMask
 from fastmask.masks import Mask
-from fastmask.nn.support import MASKED, READS_WEIGHTS
+from fastmask.nn.conv_same import MaskedConv2dSame
+from fastmask.nn.support import MASKED_BY_NAME, READS_WEIGHTS
 from fastmask.testing import assert_same_bits, values
 
 
@@ -56,15 +58,8 @@ def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
         record = fastmask.mask_(model, ones())
-        assert set(record.converted) == {n for n, kind in plain.items() if kind in MASKED}
-        convolutions = {
-            n: kind
-            for n, kind in plain.items()
-            if issubclass(kind, nn.Conv2d) and n not in record.converted
-        }
-        assert set(record.skipped) == set(convolutions)
-        for n, kind in convolutions.items():
-            assert kind.__name__ in record.skipped[n]
+        layers = {n for n, kind in plain.items() if issubclass(kind, nn.Linear | nn.Conv2d)}
+        assert set(record.converted) == layers and not record.skipped
         assert_same_bits(model(x), expected)
         assert fastmask.unmask_(model) == record.converted
         assert {n: type(m) for n, m in model.named_modules()} == plain
@@ -75,6 +70,34 @@ def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
         assert_same_bits(model(x), expected)
         fastmask.mask_(model, zeros())
         assert not torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("size", [(7, 8), (9, 6), (1, 1)])
+@pytest.mark.parametrize(
+    "kernel, stride, dilation, groups", [(3, 2, 1, 4), (2, 3, 1, 1), (5, 2, 2, 2)]
+)
+def test_timms_convolution_pads_as_it_did(
+    size: tuple[int, int], kernel: int, stride: int, dilation: int, groups: int
+) -> None:
+    layers = pytest.importorskip("timm.layers", reason="Conv2dSame is timm's")
+    torch.manual_seed(0)
+    layer = layers.Conv2dSame(4, 4, kernel, stride, 0, dilation, groups)
+    x = values(2, 4, *size)
+    expected = layer(x).detach()
+    assert fastmask.mask_(layer, ones()).converted == ("",)
+    assert type(layer) is MaskedConv2dSame
+    assert_same_bits(layer.eval()(x).detach(), expected)
+    copied = pickle.loads(pickle.dumps(layer))
+    for other in (copied, layer):
+        fastmask.unmask_(other)
+        assert type(other) is layers.Conv2dSame and other.weight.requires_grad
+        assert_same_bits(other(x).detach(), expected)
+    fastmask.mask_(layer, ThresholdMask("kaiming"))
+    layer.eval()
+    masked = layer(x).detach()
+    fastmask.bake_(layer)
+    assert type(layer) is layers.Conv2dSame
+    assert_same_bits(layer(x).detach(), masked)
 
 
 def encoder_layer(**options: bool) -> nn.TransformerEncoderLayer:
@@ -153,8 +176,8 @@ def test_an_encoder_cannot_hide_a_fixed_mask_either() -> None:
         assert not torch.allclose(layer(x), fast)
 
 
-@pytest.mark.parametrize("reader", READS_WEIGHTS)
-def test_readers_of_weights_are_where_they_are_said_to_be(reader: str) -> None:
+@pytest.mark.parametrize("reader", [*READS_WEIGHTS, *MASKED_BY_NAME])
+def test_types_known_by_name_are_where_they_are_said_to_be(reader: str) -> None:
     module, name = reader.rsplit(".", 1)
     pytest.importorskip(module.split(".")[0], reason=f"{reader} needs its package")
     kind = getattr(importlib.import_module(module), name)
