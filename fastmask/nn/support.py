@@ -20,6 +20,8 @@ MASKED: dict[type[nn.Module], type[nn.Module]] = {
 # Types of packages that are not imported here, by their full names.
 MASKED_BY_NAME: dict[str, type[nn.Module]] = {
     "timm.layers.conv2d_same.Conv2dSame": MaskedConv2dSame,
+    # Outside of TorchScript it computes what torch's own does.
+    "timm.layers.linear.Linear": MaskedLinear,
 }
 PLAIN = {masked: plain for plain, masked in MASKED.items()}
 
@@ -84,7 +86,7 @@ def why_not(layer: nn.Module) -> str | None:
     if masked_type(layer) is None:
         base = next((plain for plain in MASKED if isinstance(layer, plain)), None)
         if base is not None:
-            return f"it is a {kind}, derived from {base.__name__}: what that computes would be lost"
+            return f"it is a {_full_name(type(layer))}, derived from {base.__name__}: what that computes would be lost"
         return f"{kind} is not supported"
     if "forward" in layer.__dict__:
         return "its forward is replaced on the layer itself and would pass by the mask"

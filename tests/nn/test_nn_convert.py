@@ -318,7 +318,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "quantized": (lambda: dynamic.Linear(4, 4), "quantized"),
     "sharded": (sharded, "DTensor"),
     "tensor subclass": (of_another_tensor, "Packed"),
-    "derived": (lambda: Derived(4, 4), "Derived, derived from Linear"),
+    "derived": (lambda: Derived(4, 4), "test_nn_convert.Derived, derived from Linear"),
     "replaced forward": (replaced, "forward is replaced"),
     "attention": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight"),
     "complex": (lambda: nn.Linear(4, 4, dtype=torch.complex64), "complex64"),

@@ -14,7 +14,7 @@ import fastmask
 from fastmask import BitMask, FixedMask, MaskedLinear, ThresholdMask
 from fastmask.masks import Mask
 from fastmask.nn.conv_same import MaskedConv2dSame
-from fastmask.nn.support import MASKED_BY_NAME, READS_WEIGHTS
+from fastmask.nn.support import MASKED_BY_NAME, READS_WEIGHTS, is_masked
 from fastmask.testing import assert_same_bits, values
 
 
@@ -46,6 +46,10 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
 }
 
 
+def masked(model: nn.Module) -> list[nn.Module]:
+    return [module for module in model.modules() if is_masked(module)]
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
     make, size = NETWORKS[name]
@@ -60,7 +64,14 @@ def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
         record = fastmask.mask_(model, ones())
         layers = {n for n, kind in plain.items() if issubclass(kind, nn.Linear | nn.Conv2d)}
         assert set(record.converted) == layers and not record.skipped
+        called: list[nn.Module] = []
+        hooks = [
+            layer.register_forward_hook(lambda m, *_: called.append(m)) for layer in masked(model)
+        ]
         assert_same_bits(model(x), expected)
+        assert set(called) == set(masked(model)), "a parent passes by a mask"
+        for hook in hooks:
+            hook.remove()
         assert fastmask.unmask_(model) == record.converted
         assert {n: type(m) for n, m in model.named_modules()} == plain
         assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
@@ -94,10 +105,21 @@ def test_timms_convolution_pads_as_it_did(
         assert_same_bits(other(x).detach(), expected)
     fastmask.mask_(layer, ThresholdMask("kaiming"))
     layer.eval()
-    masked = layer(x).detach()
+    product = layer(x).detach()
     fastmask.bake_(layer)
     assert type(layer) is layers.Conv2dSame
-    assert_same_bits(layer(x).detach(), masked)
+    assert_same_bits(layer(x).detach(), product)
+
+
+def test_timms_linear_layer_is_converted_and_undone() -> None:
+    layers = pytest.importorskip("timm.layers", reason="this Linear is timm's")
+    layer, x = layers.Linear(5, 3), values(4, 5)
+    expected = layer(x).detach()
+    fastmask.mask_(layer, ones())
+    assert type(layer) is MaskedLinear
+    assert_same_bits(layer.eval()(x).detach(), expected)
+    fastmask.unmask_(layer)
+    assert type(layer) is layers.Linear
 
 
 def encoder_layer(**options: bool) -> nn.TransformerEncoderLayer:
@@ -145,8 +167,8 @@ def test_an_encoder_whose_later_layer_alone_is_masked_reads_no_nested_tensor() -
         fast = encoder(x, src_key_padding_mask=padding)
         fastmask.mask_(encoder, zeros(), lambda name, _: name.startswith("layers.1.linear"))
         assert not encoder.use_nested_tensor
-        masked = encoder(x, src_key_padding_mask=padding)
-        assert not torch.allclose(masked[1:], fast[1:])
+        out = encoder(x, src_key_padding_mask=padding)
+        assert not torch.allclose(out[1:], fast[1:])
         fastmask.mask_(encoder, ones(), lambda name, _: name.startswith("layers.0.linear"))
         assert encoder.layers[1].activation_relu_or_gelu == 0
         fastmask.unmask_(encoder)
