@@ -86,7 +86,10 @@ def why_not(layer: nn.Module) -> str | None:
     if masked_type(layer) is None:
         base = next((plain for plain in MASKED if isinstance(layer, plain)), None)
         if base is not None:
-            return f"it is a {_full_name(type(layer))}, derived from {base.__name__}: what that computes would be lost"
+            return (
+                f"it is a {_full_name(type(layer))}, derived from {base.__name__}: "
+                "what that computes would be lost"
+            )
         return f"{kind} is not supported"
     if "forward" in layer.__dict__:
         return "its forward is replaced on the layer itself and would pass by the mask"
