@@ -54,6 +54,8 @@ class Config:
         batch: rows of a step, or all rows of a smaller domain.
         source_steps: Adam steps of stage 1.
         source_lr: its step, in 1 / sqrt(fan_in), the bound of a layer's initial values.
+        hidden_lr: the same for the hidden layer, which stays close to a random projection: what it would
+            learn of the source alone, no target could use.
         tau: temperature of the Gumbel-sigmoid, above 0.
         samples: masks drawn for each batch; divides it.
         logit_init: first logit; 2 starts with 88 % of the weights active.
@@ -108,6 +110,7 @@ class Config:
     batch: int = 64
     source_steps: int = 500
     source_lr: float = 1.0
+    hidden_lr: float = 0.01
     tau: float = 1.0
     samples: int = 4
     logit_init: float = 2.0
@@ -236,7 +239,7 @@ def _check_training(config: Config) -> None:
     _whole("batch", config.batch, 1)
     for name in ("source_steps", "mask_steps", "editor_steps", "target_steps"):
         _whole(name, getattr(config, name), 1)
-    for name in ("source_lr", "target_lr", "mask_lr", "editor_lr"):
+    for name in ("source_lr", "hidden_lr", "target_lr", "mask_lr", "editor_lr"):
         _number(name, getattr(config, name), above=0, most=_MOST)
     _number("target_momentum", config.target_momentum, least=0, below=1)
     _number("target_weight_decay", config.target_weight_decay, least=0, most=_MOST)

@@ -39,7 +39,7 @@ class Source:
 
 
 def train(config: Config, domain: str, part: Part, classes: int, seed: int) -> Source:
-    """Minimise the cross-entropy by Adam, `source_lr / sqrt(fan_in)` a step in each layer.
+    """Minimise the cross-entropy by Adam, `source_lr / sqrt(fan_in)` a step (`hidden_lr` in a hidden layer).
 
     Args:
         config: settings of stage 1.
@@ -59,10 +59,11 @@ def train(config: Config, domain: str, part: Part, classes: int, seed: int) -> S
     head.fit(part.x)
     initial = values(head)
     inputs = head.inputs(part.x)
+    steps = {"hidden": config.hidden_lr, "output": config.source_lr}
     optimizer = torch.optim.Adam(
         [
-            {"params": layer.parameters(), "lr": config.source_lr / math.sqrt(layer.in_features)}
-            for layer in head.children()
+            {"params": layer.parameters(), "lr": steps[name] / math.sqrt(layer.in_features)}
+            for name, layer in head.named_children()
             if isinstance(layer, nn.Linear)
         ]
     )
