@@ -107,7 +107,9 @@ def test_an_empty_folder_is_taken(
     settings: Settings, features: dict[str, Features], tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    run(settings(out=tmp_path / "empty", strategies=("naive",)), features=features)
+    result = run(settings(out=tmp_path / "empty", strategies=("naive",)), features=features)
+    assert result.folder == tmp_path / "empty"
+    assert len(result.rows) == 6 * 3
 
 
 def test_an_unwritable_folder_is_named_before_any_work(
