@@ -71,14 +71,14 @@ def _head(folder: RunFolder) -> str:
 
 def _progress(folder: RunFolder) -> str:
     planned = folder.planned
-    done = len(folder.rows)
+    done = len(folder.rows) + len(folder.varied)
     return f"{done} of {planned} runs" if planned else f"{done} runs"
 
 
 def _findings(folder: RunFolder) -> str:
     text = "".join(f"<p>{escape(sentence)}</p>" for sentence in headline(folder.rows))
     found = f'<div class="finding">{text}</div>'
-    if folder.planned and len(folder.rows) < folder.planned:
+    if folder.planned and len(folder.rows) + len(folder.varied) < folder.planned:
         found += (
             f'<div class="finding warn"><p>This sweep is incomplete: {_progress(folder)} have '
             "finished. Everything below is computed from those alone.</p></div>"

@@ -19,15 +19,21 @@ COLUMNS = (
     "source_accuracy",
     "target_accuracy",
     "source_accuracy_before",
+    "setting",
 )
-MASKED = ("naive", "editor", "binary")
+# Columns that later versions added: a table without them is read as if they were empty.
+_ADDED = ("setting",)
+MASKED = ("naive", "editor", "binary", "kl", "lowrank", "magnitude", "random")
 STRATEGIES = ("none", *MASKED, "scratch")
 STARTS = ("source-start", "source-end", "random")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A finished run; accuracies and `frozen_density` are shares of 1."""
+    """A finished run; accuracies and `frozen_density` are shares of 1.
+
+    `setting` is the knob that was varied, such as `beta=0.3`, and "" for the sweep's own settings.
+    """
 
     source: str
     target: str
@@ -38,11 +44,12 @@ class Row:
     source_accuracy: float
     target_accuracy: float
     source_accuracy_before: float
+    setting: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, str, int]:
+    def key(self) -> tuple[str, str, str, str, int, str]:
         """What makes a run one of its own in a sweep."""
-        return self.source, self.target, self.strategy, self.start, self.seed
+        return self.source, self.target, self.strategy, self.start, self.seed, self.setting
 
 
 def read_rows(path: Path) -> list[Row]:
@@ -54,11 +61,12 @@ def read_rows(path: Path) -> list[Row]:
     except (OSError, UnicodeDecodeError) as error:
         raise RunFolderError(f"{path}: cannot be read ({error})") from error
     reader = csv.DictReader(text.splitlines())
-    lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    given = (*(reader.fieldnames or ()), *_ADDED)
+    lacking = [name for name in COLUMNS if name not in given]
     if lacking:
         raise RunFolderError(f"{path}: the header line lacks {', '.join(lacking)}")
     rows: list[Row] = []
-    seen: dict[tuple[str, str, str, str, int], int] = {}
+    seen: dict[tuple[str, str, str, str, int, str], int] = {}
     try:
         for record in reader:
             row = _row(record, f"{path}, line {reader.line_num}")
@@ -74,10 +82,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _row(record: dict[str, str | None], where: str) -> Row:
-    lacking = [name for name in COLUMNS if record[name] is None]
+    lacking = [name for name in COLUMNS if record.get(name, "") is None]
     if lacking:
         raise RunFolderError(f"{where}: cut off before {lacking[0]}")
-    text = {name: record[name] or "" for name in COLUMNS}
+    text = {name: record.get(name) or "" for name in COLUMNS}
     for name in ("source", "target", "strategy"):
         if not text[name]:
             raise RunFolderError(f"{where}: {name} is empty")
@@ -85,8 +93,16 @@ def _row(record: dict[str, str | None], where: str) -> Row:
         seed = int(text["seed"])
     except ValueError as error:
         raise RunFolderError(f"{where}: seed {text['seed']!r} is no whole number") from error
-    shares = {name: _share(text[name], name, where) for name in COLUMNS[5:]}
-    return Row(text["source"], text["target"], text["strategy"], text["start"], seed, **shares)
+    shares = {name: _share(text[name], name, where) for name in COLUMNS[5:9]}
+    return Row(
+        text["source"],
+        text["target"],
+        text["strategy"],
+        text["start"],
+        seed,
+        **shares,
+        setting=text["setting"],
+    )
 
 
 def _share(text: str, name: str, where: str) -> float:

@@ -15,10 +15,14 @@ from fastmask.report.rows import MASKED, Row, read_rows
 
 @dataclass(frozen=True)
 class RunFolder:
-    """What a run left behind; `masks` is keyed by (source, strategy, seed)."""
+    """What a run left behind; `masks` is keyed by (source, strategy, seed).
+
+    `rows` are the runs at the sweep's own settings, `varied` those with a knob varied.
+    """
 
     path: Path
     rows: tuple[Row, ...]
+    varied: tuple[Row, ...]
     config: dict[str, Any]
     environment: dict[str, Any]
     masks: dict[tuple[str, str, int], MaskFile]
@@ -60,7 +64,9 @@ def read_run(path: Path) -> RunFolder:
     """
     if not path.is_dir():
         raise RunFolderError(f"{path}: no such folder")
-    rows = tuple(read_rows(path / "results.csv"))
+    found = read_rows(path / "results.csv")
+    rows = tuple(row for row in found if not row.setting)
+    varied = tuple(row for row in found if row.setting)
     config = _read_object(path / "config.json")
     environment = _read_object(path / "environment.json")
     folder = path / "masks"
@@ -70,7 +76,7 @@ def read_run(path: Path) -> RunFolder:
         (mask.source, mask.strategy, mask.seed): mask
         for mask in map(open_mask, sorted(folder.glob("*.safetensors")))
     }
-    return RunFolder(path, rows, config, environment, masks)
+    return RunFolder(path, rows, varied, config, environment, masks)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
-import math
-import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-Strategy = Literal["naive", "editor", "binary"]
+from fastmask.transfer import checks, variations
+
+Strategy = Literal["naive", "editor", "binary", "kl", "lowrank", "magnitude", "random"]
 Start = Literal["source-start", "source-end", "random"]
 Scaling = Literal["unit", "centred", "standard", "none"]
 Unit = Literal["gradient", "absolute"]
+Policy = Literal["frozen", "affine", "per_task", "shared"]
 
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+# The paper's own three.
+PAPER: tuple[Strategy, ...] = ("naive", "editor", "binary")
 STARTS: tuple[Start, ...] = get_args(Start)
 # Every stage makes its batches and noise from a seed below this: they key a 64-bit generator.
 _SEEDS = 2**63
@@ -41,16 +44,24 @@ class Config:
             [0, 1): what settings are to be chosen on. 0 trains on all of it and tests on the test part.
         sources: domains to learn first; () for all.
         targets: domains to fine-tune on; () for all.
-        strategies: of `naive`, `editor`, `binary`; unmasked fine-tuning and scratch always run.
-        starts: of the binary mask's free entries; naive and editor take the first in the order
+        strategies: `naive`, `editor` and `binary` of the paper; `kl` and `lowrank` of its outlook;
+            `magnitude` and `random`, what chance and size alone would freeze. Unmasked fine-tuning and
+            scratch always run.
+        starts: of the binary mask's free entries; the others take the first in the order
             source-start (values before stage 1), source-end (values after it), random (fresh draw).
+        vary: knobs to vary beside these settings, each `NAME=V1,V2,...` (see variations.KNOBS): one run
+            more for each value, for every strategy that has the knob. A varied beta freezes `l > 0`,
+            a varied editor_share its quantile.
         seeds: how many seeds.
         seed: the first seed.
         hidden: units of a hidden layer of the head; 0 is a linear head. The last layer is masked.
+        layers: the backbone's layers that are masked and fine-tuned too, by name or pattern (`stage4.*`);
+            () leaves the backbone as it is and works on its features alone.
         scaling: what the masked layer's input goes through: `unit` x / |x|; `centred` the same after
             subtracting the source's training mean; `standard` (x - mean) / std / sqrt(K) with the
             source's training statistics; `none`.
-        bn_policy: "frozen": features are of a frozen backbone in eval mode, and nothing else is offered.
+        bn_policy: what becomes of the backbone's batch norms, where `layers` are fine-tuned: `frozen`,
+            `affine`, `per_task` or `shared` (see fastmask.nn); without `layers`, they are frozen.
         batch: rows of a step, or all rows of a smaller domain.
         source_steps: Adam steps of stage 1.
         source_lr: its step, in 1 / sqrt(fan_in), the bound of a layer's initial values.
@@ -67,7 +78,10 @@ class Config:
         beta: weight of the regulariser, at least 0.
         beta_unit: `gradient`, beta counts in running means of |dCE/dl|, so that neither the scale of the
             features nor the size of the layer moves the balance; `absolute`, beta as it stands.
-        density: share to freeze: the largest logits; None freezes `l > 0` as the paper does.
+        density: share to freeze: the largest logits; None freezes `l > 0` as the paper does. `magnitude`
+            and `random` freeze this share as well (0.55 for None).
+        scope: over what magnitude and random take their share: each `layer`, or all of them (`global`).
+        naive_k: the naive mask freezes what lies `naive_k` standard deviations from the mean, above 0.
         editor_beta: weight of the anti-regulariser sum |dW|, below 0.
         editor_beta_unit: as beta_unit, of |dCE/ddW|.
         editor_steps: Adam steps on the edit.
@@ -79,6 +93,8 @@ class Config:
         editor_rule: `std`, freeze |dW| < mean - k * std; `quantile`, the smallest `editor_share`.
         editor_k: k of the rule `std`.
         editor_share: share that the rule `quantile` freezes, in (0, 1).
+        lowrank_energy: share of the sum of squared singular values whose directions `lowrank` keeps,
+            in (0, 1).
         target_steps: SGD steps of stage 3.
         target_lr: its step; with a schedule, the first.
         target_momentum: in [0, 1).
@@ -86,6 +102,8 @@ class Config:
         target_schedule: `cosine` or `constant`.
         train_unmasked: fine-tune the parameters without a mask too, in the baselines as well.
         exact_recall: keep the originals of what stage 3 may change in the mask files.
+        engine: `grouped` trains runs that share rows as one problem; `loop` one after the other, slower,
+            each to bits that depend on nothing else in the sweep.
         device: where heads are trained and features computed.
         out: run folder; it must be new or empty.
     """
@@ -100,13 +118,15 @@ class Config:
     holdout: float = 0.0
     sources: tuple[str, ...] = ()
     targets: tuple[str, ...] = ()
-    strategies: tuple[Strategy, ...] = STRATEGIES
+    strategies: tuple[Strategy, ...] = PAPER
     starts: tuple[Start, ...] = STARTS
+    vary: tuple[str, ...] = ()
     seeds: int = 3
     seed: int = 0
     hidden: int = 0
+    layers: tuple[str, ...] = ()
     scaling: Scaling = "unit"
-    bn_policy: Literal["frozen"] = "frozen"
+    bn_policy: Policy = "frozen"
     batch: int = 64
     source_steps: int = 500
     source_lr: float = 1.0
@@ -122,6 +142,8 @@ class Config:
     beta: float = 1.0
     beta_unit: Unit = "gradient"
     density: float | None = 0.55
+    scope: Literal["layer", "global"] = "layer"
+    naive_k: float = 1.0
     editor_beta: float = -0.3
     editor_beta_unit: Unit = "gradient"
     editor_steps: int = 300
@@ -133,6 +155,7 @@ class Config:
     editor_rule: Literal["std", "quantile"] = "std"
     editor_k: float = 1.0
     editor_share: float = 0.55
+    lowrank_energy: float = 0.9
     target_steps: int = 100
     target_lr: float = 60.0
     target_momentum: float = 0.9
@@ -140,14 +163,15 @@ class Config:
     target_schedule: Literal["cosine", "constant"] = "cosine"
     train_unmasked: bool = False
     exact_recall: bool = False
+    engine: Literal["grouped", "loop"] = "grouped"
     device: str = "cpu"
     out: str = "runs/transfer"
 
     def __post_init__(self) -> None:
-        for name in ("sources", "targets", "strategies", "starts"):
-            object.__setattr__(self, name, _names(name, getattr(self, name)))
+        for name in ("sources", "targets", "strategies", "starts", "vary", "layers"):
+            object.__setattr__(self, name, checks.names(name, getattr(self, name)))
         for name in ("data", "splits", "weights", "cache", "out", "device", "backbone"):
-            object.__setattr__(self, name, _text(name, getattr(self, name)))
+            object.__setattr__(self, name, checks.text(name, getattr(self, name)))
         _check_sweep(self)
         _check_training(self)
         _check_masks(self)
@@ -169,6 +193,10 @@ class Config:
         if self.backbone is not None:
             return self.backbone
         return "digits_cnn" if self.data == "digits" else "efficientnet_lite0"
+
+    def at(self, setting: str) -> Config:
+        """These settings with one varied, such as `beta=0.3`; "" are these themselves."""
+        return replace(self, vary=(), **variations.fields_of(setting)) if setting else self
 
     def pairs(self, domains: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
         """The ordered pairs (source, target) to run, a target's together.
@@ -213,131 +241,92 @@ class Config:
 
 
 def _check_sweep(config: Config) -> None:
-    _one_of("strategies", config.strategies, STRATEGIES)
-    _one_of("starts", config.starts, STARTS)
+    checks.one_of("strategies", config.strategies, STRATEGIES)
+    checks.one_of("starts", config.starts, STARTS)
     if not config.starts:
         raise ValueError("starts: expected at least one")
     if len(config.sources) == 1 and config.sources == config.targets:
         raise ValueError(
             f"targets: expected a domain other than the source, got {config.targets[0]!r} for both"
         )
-    _whole("seeds", config.seeds, 1)
-    _whole("seed", config.seed, 0)
-    _whole("split_seed", config.split_seed, 0)
+    checks.whole("seeds", config.seeds, 1)
+    checks.whole("seed", config.seed, 0)
+    checks.whole("split_seed", config.split_seed, 0)
     if config.seed + config.seeds > _SEEDS:
         raise ValueError(f"seed: expected seeds below 2**63, got {config.seed} and {config.seeds}")
-    _number("test_fraction", config.test_fraction, above=0, below=1)
-    _number("holdout", config.holdout, least=0, below=1)
-    _one_of("bn_policy", (config.bn_policy,), ("frozen",))
-    _flag("train_unmasked", config.train_unmasked)
-    _flag("exact_recall", config.exact_recall)
+    checks.number("test_fraction", config.test_fraction, above=0, below=1)
+    checks.number("holdout", config.holdout, least=0, below=1)
+    checks.one_of("bn_policy", (config.bn_policy,), get_args(Policy))
+    if config.bn_policy != "frozen" and not config.layers:
+        raise ValueError(
+            f"bn_policy: expected frozen without layers of the backbone to fine-tune, "
+            f"got {config.bn_policy!r}"
+        )
+    checks.one_of("engine", (config.engine,), ("grouped", "loop"))
+    _check_variations(config)
+    checks.flag("train_unmasked", config.train_unmasked)
+    checks.flag("exact_recall", config.exact_recall)
+
+
+def _check_variations(config: Config) -> None:
+    varied = [name for name, _ in map(variations.parse, config.vary)]
+    if len(set(varied)) < len(varied):
+        raise ValueError(f"vary: expected each name once, got {', '.join(varied)}")
+    for name in varied:
+        if not any(name in variations.KNOBS[strategy] for strategy in config.strategies):
+            raise ValueError(
+                f"vary: {name} is no knob of {', '.join(config.strategies) or 'no strategy'}"
+            )
+    for strategy in config.strategies:
+        for setting in variations.settings(config.vary, strategy):
+            config.at(setting)
 
 
 def _check_training(config: Config) -> None:
-    _whole("hidden", config.hidden, 0)
-    _one_of("scaling", (config.scaling,), get_args(Scaling))
-    _whole("batch", config.batch, 1)
+    checks.whole("hidden", config.hidden, 0)
+    checks.one_of("scaling", (config.scaling,), get_args(Scaling))
+    checks.whole("batch", config.batch, 1)
     for name in ("source_steps", "mask_steps", "editor_steps", "target_steps"):
-        _whole(name, getattr(config, name), 1)
+        checks.whole(name, getattr(config, name), 1)
     for name in ("source_lr", "hidden_lr", "target_lr", "mask_lr", "editor_lr"):
-        _number(name, getattr(config, name), above=0, most=_MOST)
-    _number("target_momentum", config.target_momentum, least=0, below=1)
-    _number("target_weight_decay", config.target_weight_decay, least=0, most=_MOST)
-    _one_of("target_schedule", (config.target_schedule,), ("cosine", "constant"))
+        checks.number(name, getattr(config, name), above=0, most=_MOST)
+    checks.number("target_momentum", config.target_momentum, least=0, below=1)
+    checks.number("target_weight_decay", config.target_weight_decay, least=0, most=_MOST)
+    checks.one_of("target_schedule", (config.target_schedule,), ("cosine", "constant"))
 
 
 def _check_masks(config: Config) -> None:
-    _number("tau", config.tau, above=0)
-    _whole("samples", config.samples, 1)
+    checks.number("tau", config.tau, above=0)
+    checks.whole("samples", config.samples, 1)
     if config.batch % config.samples:
         raise ValueError(
             f"samples: expected a divisor of the batch of {config.batch} rows, got {config.samples}"
         )
-    _number("logit_clamp", config.logit_clamp, above=0)
-    _number("logit_init", config.logit_init)
+    checks.number("logit_clamp", config.logit_clamp, above=0)
+    checks.number("logit_init", config.logit_init)
     if abs(config.logit_init) > config.logit_clamp:
         raise ValueError(
             f"logit_init: expected at most logit_clamp = {config.logit_clamp} in size, "
             f"got {config.logit_init}"
         )
     if config.mask_clip is not None:
-        _number("mask_clip", config.mask_clip, above=0)
-    _one_of("reg", (config.reg,), ("logit", "sigmoid"))
-    _number("beta", config.beta, least=0, most=_MOST)
-    _one_of("beta_unit", (config.beta_unit,), get_args(Unit))
+        checks.number("mask_clip", config.mask_clip, above=0)
+    checks.one_of("reg", (config.reg,), ("logit", "sigmoid"))
+    checks.number("beta", config.beta, least=0, most=_MOST)
+    checks.one_of("beta_unit", (config.beta_unit,), get_args(Unit))
     if config.density is not None:
-        _number("density", config.density, above=0, most=1)
+        checks.number("density", config.density, above=0, most=1)
+    checks.one_of("scope", (config.scope,), ("layer", "global"))
+    checks.number("naive_k", config.naive_k, above=0)
 
 
 def _check_editor(config: Config) -> None:
-    _number("editor_beta", config.editor_beta, least=-_MOST, below=0)
-    _one_of("editor_beta_unit", (config.editor_beta_unit,), get_args(Unit))
+    checks.number("editor_beta", config.editor_beta, least=-_MOST, below=0)
+    checks.one_of("editor_beta_unit", (config.editor_beta_unit,), get_args(Unit))
     for name in ("editor_init", "editor_cap", "editor_tolerance"):
-        _number(name, getattr(config, name), above=0)
-    _one_of("editor_preserve", (config.editor_preserve,), ("ce", "kl"))
-    _one_of("editor_rule", (config.editor_rule,), ("std", "quantile"))
-    _number("editor_k", config.editor_k)
-    _number("editor_share", config.editor_share, above=0, below=1)
-
-
-def _names(name: str, value: Any) -> tuple[str, ...]:
-    if value is None:
-        return ()
-    if isinstance(value, str) or not all(isinstance(item, str) for item in value):
-        raise TypeError(f"{name}: expected several names, got {value!r}")
-    found = tuple(value)
-    if len(set(found)) < len(found):
-        raise ValueError(f"{name}: expected each name once, got {', '.join(found)}")
-    return found
-
-
-def _text(name: str, value: Any) -> str | None:
-    if value is None and name in ("splits", "weights", "cache", "backbone"):
-        return None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if not isinstance(value, str) or not value:
-        raise TypeError(f"{name}: expected a name or a path, got {value!r}")
-    return value
-
-
-def _one_of(name: str, values: tuple[Any, ...], known: tuple[Any, ...]) -> None:
-    for value in values:
-        if value not in known:
-            raise ValueError(f"{name}: expected {', '.join(map(str, known))}, got {value!r}")
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name}: expected True or False, got {value!r}")
-
-
-def _whole(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name}: expected a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name}: expected at least {least}, got {value}")
-
-
-def _number(
-    name: str,
-    value: Any,
-    *,
-    above: float = -math.inf,
-    least: float = -math.inf,
-    most: float = math.inf,
-    below: float = math.inf,
-) -> None:
-    """Raise unless `value` is a finite number with above < value < below and least <= value <= most."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name}: expected a number, got {value!r}")
-    if not (math.isfinite(value) and above < value < below and least <= value <= most):
-        said = [
-            f"{word} {bound:g}"
-            for word, bound in (
-                ("above", above), ("at least", least), ("at most", most), ("below", below),
-            )
-            if math.isfinite(bound)
-        ]  # fmt: skip
-        wanted = " and ".join(["a finite number", *said])
-        raise ValueError(f"{name}: expected {wanted}, got {value}")
+        checks.number(name, getattr(config, name), above=0)
+    checks.one_of("editor_preserve", (config.editor_preserve,), ("ce", "kl"))
+    checks.one_of("editor_rule", (config.editor_rule,), ("std", "quantile"))
+    checks.number("editor_k", config.editor_k)
+    checks.number("editor_share", config.editor_share, above=0, below=1)
+    checks.number("lowrank_energy", config.lowrank_energy, above=0, below=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import groupby
 
+from fastmask.transfer import variations
 from fastmask.transfer.config import Config
 
 
@@ -17,9 +18,14 @@ class Run:
     strategy: str
     start: str
     seed: int
+    setting: str = ""
 
     def __str__(self) -> str:
-        return f"run {self.source} -> {self.target}, {self.strategy} from {self.start}, seed {self.seed}"
+        at = f" at {self.setting}" if self.setting else ""
+        return (
+            f"run {self.source} -> {self.target}, {self.strategy}{at} from {self.start}, "
+            f"seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,10 @@ class Group:
 def plan(config: Config, domains: tuple[str, ...]) -> tuple[Group, ...]:
     """Lay out all ordered pairs x strategies x starts x seeds and the baselines, a group after the other."""
     runs = [
-        Run(source, target, strategy, start, seed)
+        Run(source, target, strategy, start, seed, setting)
         for seed in config.seed_range
         for source, target in config.pairs(domains)
-        for strategy, start in variants(config)
+        for strategy, start, setting in variants(config)
     ]
     runs.sort(key=lambda run: (run.seed, domains.index(run.target)))
     return tuple(
@@ -49,11 +55,16 @@ def plan(config: Config, domains: tuple[str, ...]) -> tuple[Group, ...]:
     )
 
 
-def variants(config: Config) -> tuple[tuple[str, str], ...]:
-    """(strategy, start) of each run of a pair: the baselines, then the masks."""
+def variants(config: Config) -> tuple[tuple[str, str, str], ...]:
+    """(strategy, start, setting) of each run of a pair: the baselines, the masks, the masks varied."""
     masked = [
-        (strategy, start)
+        (strategy, start, "")
         for strategy in config.strategies
         for start in (config.starts if strategy == "binary" else (config.first_start,))
     ]
-    return (("none", "source-end"), ("scratch", "source-start"), *masked)
+    varied = [
+        (strategy, config.first_start, setting)
+        for strategy in config.strategies
+        for setting in variations.settings(config.vary, strategy)
+    ]
+    return (("none", "source-end", ""), ("scratch", "source-start", ""), *masked, *varied)

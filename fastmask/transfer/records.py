@@ -83,10 +83,24 @@ class Recorder:
         except OSError as error:
             raise RunFolderError(f"{self._metrics.name}: cannot be written ({error})") from error
 
-    def mask(self, source: Source, strategy: str, found: Found, classes: tuple[str, ...]) -> None:
-        """Write a mask file and its figures."""
-        said = {"strategy": strategy, "source": source.domain, "seed": source.seed}
+    def mask(
+        self,
+        source: Source,
+        strategy: str,
+        setting: str,
+        found: Found,
+        classes: tuple[str, ...],
+    ) -> None:
+        """Write a mask's figures, and at the sweep's own settings its file."""
+        said = {
+            "strategy": strategy,
+            "setting": setting,
+            "source": source.domain,
+            "seed": source.seed,
+        }
         self.metric("mask", **said, frozen_density=found.frozen.density, **found.notes)
+        if setting:
+            return
         mask_files.write(
             self.folder / "masks" / mask_files.name(source.domain, strategy, source.seed),
             source,

@@ -17,10 +17,10 @@ from fastmask.transfer import target as stage_3
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain, prepare
 from fastmask.transfer.head import accuracy
-from fastmask.transfer.plan import Group, Run, plan
+from fastmask.transfer.plan import Group, Run, plan, variants
 from fastmask.transfer.records import Recorder, describe
 from fastmask.transfer.source import Source
-from fastmask.transfer.strategies import Found, binary, editor, naive
+from fastmask.transfer.strategies import FIND, Found
 
 Progress = Callable[[str, int, int], None]
 
@@ -36,11 +36,11 @@ class Result:
 
 @dataclass(frozen=True, eq=False)
 class _Learned:
-    """A source-trained head, its test accuracy, and its masks by strategy."""
+    """A source-trained head, its test accuracy, and its masks by strategy and setting."""
 
     source: Source
     before: float
-    masks: dict[str, Found]
+    masks: dict[tuple[str, str], Found]
 
 
 def run(
@@ -137,19 +137,20 @@ def _learn(
         source = stage_1.train(config, domain, part, len(classes), seed)
         before = accuracy(source.head, test.x, test.y)
         recorder.metric("source", source=domain, seed=seed, loss=source.loss, accuracy=before)
-        masks: dict[str, Found] = {}
-        for strategy in config.strategies:
-            masks[strategy] = _find(config, strategy, source, part)
-            recorder.mask(source, strategy, masks[strategy], classes)
+        masks: dict[tuple[str, str], Found] = {}
+        for strategy, setting in _masks(config):
+            found_mask = FIND[strategy](config.at(setting), source, part)
+            masks[strategy, setting] = found_mask
+            recorder.mask(source, strategy, setting, found_mask, classes)
         found[domain, seed] = _Learned(source, before, masks)
     _say(progress, "source heads and their masks", len(keys), len(keys))
     return found
 
 
-def _find(config: Config, strategy: str, source: Source, part: stage_1.Part) -> Found:
-    if strategy == "naive":
-        return naive.find(source.trained[stage_3.MASKED])
-    return (editor if strategy == "editor" else binary).find(config, source, part)
+def _masks(config: Config) -> tuple[tuple[str, str], ...]:
+    """(strategy, setting) of every mask of a source."""
+    found = dict.fromkeys((strategy, setting) for strategy, _, setting in variants(config))
+    return tuple(key for key in found if key[0] in config.strategies)
 
 
 def _fine_tune(
@@ -174,7 +175,7 @@ def _one(
     config: Config, domains: Mapping[str, Domain], learned: _Learned, run: Run
 ) -> tuple[Row, float]:
     """Fine-tune and test one run."""
-    found = learned.masks.get(run.strategy)
+    found = learned.masks.get((run.strategy, run.setting))
     frozen = None if found is None else found.frozen
     head, loss = stage_3.fine_tune(config, learned.source, run, domains[run.target].train, frozen)
     on = {
@@ -191,6 +192,7 @@ def _one(
         on[run.source],
         on[run.target],
         learned.before,
+        run.setting,
     )
     return row, loss
 

@@ -144,7 +144,7 @@ def test_quiet_prints_the_path_alone(study: Study) -> None:
         (("--tau", "nan"), "tau: expected"),
         (("--seeds", "0"), "seeds: expected at least 1, got 0"),
         (("--samples", "3"), "samples: expected a divisor"),
-        (("--strategy", "best"), "strategies: expected naive, editor, binary, got 'best'"),
+        (("--strategy", "best"), "strategies: expected naive, editor, binary, kl, lowrank, magnitude, random, got 'best'"),
         (("--start", "end"), "starts: expected"),
         (("--source", "a", "--target", "a"), "targets: expected a domain other than the source"),
         (("--density", "half"), "--density: expected a number or none, got 'half'"),

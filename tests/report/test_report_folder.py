@@ -31,7 +31,7 @@ def run(small: Path, tmp_path: Path) -> Path:
 def test_reads_what_was_written(run: Path) -> None:
     folder = read_run(run)
     assert len(folder.rows) == 14 and len(folder.masks) == 6
-    assert folder.rows[0].key == ("a", "b", "none", "source-end", 0)
+    assert folder.rows[0].key == ("a", "b", "none", "source-end", 0, "")
     assert folder.planned == 14
 
 

@@ -65,7 +65,7 @@ def test_mean_over_sources_counts_each_source_once() -> None:
 
 
 def test_a_run_without_its_baseline_is_left_out() -> None:
-    fewer = [row for row in ROWS if row.key != ("a", "b", "none", "source-end", 1)]
+    fewer = [row for row in ROWS if row.key != ("a", "b", "none", "source-end", 1, "")]
     pairs = metrics.paired_difference(fewer, "binary", lambda row: row.source_accuracy)
     assert ("a", "b", 1) not in pairs and len(pairs) == 5
     assert metrics.source_gain([r for r in ROWS if r.strategy != "none"], "binary") == {}

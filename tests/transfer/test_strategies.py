@@ -45,18 +45,18 @@ def test_naive_freezes_what_stands_out_of_normal_weights() -> None:
     weight = torch.randn(1000, 1000, generator=torch.Generator().manual_seed(0))
     share = 2 * phi(-1)
     assert abs(share - 0.3173) < 1e-4
-    assert abs(naive.find(weight).frozen.density - share) < four_sigma(share)
+    assert abs(naive.outliers(weight, 1.0).density - share) < four_sigma(share)
 
 
 def test_naive_is_strict_and_takes_the_std_with_n_minus_1() -> None:
     # mean 0, std sqrt(8 / 3): 2 is beyond it, 0 is not.
-    assert naive.find(torch.tensor([[2.0, -2.0], [0.0, 0.0]])).frozen.to_bool().tolist() == [
+    assert naive.outliers(torch.tensor([[2.0, -2.0], [0.0, 0.0]]), 1.0).to_bool().tolist() == [
         [True, True],
         [False, False],
     ]
     # mean 0, std 1.16 with n - 1; with n it would be 1.005, and 1.1 beyond it.
-    assert naive.find(torch.tensor([[1.1, -1.1], [0.9, -0.9]])).frozen.count() == 0
-    assert naive.find(torch.full((3, 5), 0.7)).frozen.count() == 0
+    assert naive.outliers(torch.tensor([[1.1, -1.1], [0.9, -0.9]]), 1.0).count() == 0
+    assert naive.outliers(torch.full((3, 5), 0.7), 1.0).count() == 0
 
 
 @pytest.mark.parametrize("k, expected", [(1.0, 0.155), (0.0, 0.575), (-1.0, 0.839)])

@@ -141,7 +141,7 @@ def test_naive_has_no_scores(
 ) -> None:
     config = settings()
     source = stage_1.train(config, "ink", part_of(features["ink"]), 3, 0)
-    found = naive.find(source.trained[MASKED])
+    found = naive.find(config, source, part_of(features["ink"]))
     path = tmp_path / "mask.safetensors"
     mask_files.write(
         path, source, "naive", found, CLASSES, exact_recall=False, train_unmasked=False

@@ -3,4 +3,7 @@
 from fastmask.transfer.strategies import binary, editor, naive
 from fastmask.transfer.strategies.found import Found, MaskWarning
 
-__all__ = ["Found", "MaskWarning", "binary", "editor", "naive"]
+# By the name it has in a sweep's settings.
+FIND = {"naive": naive.find, "editor": editor.find, "binary": binary.find}
+
+__all__ = ["FIND", "Found", "MaskWarning", "binary", "editor", "naive"]
