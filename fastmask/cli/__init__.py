@@ -1,4 +1,4 @@
-"""The command line: `fastmask transfer`, `fastmask report`, `fastmask info`."""
+"""The command line: `fastmask transfer`, `fastmask report`, `fastmask data`, `fastmask info`."""
 
 
 def main() -> None:

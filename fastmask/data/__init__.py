@@ -5,11 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from fastmask.data.check import Finding, Place, Report, check
 from fastmask.data.domain_set import DomainSet
 from fastmask.data.features import Features, extract
 from fastmask.data.splits import Split
 
-__all__ = ["DomainSet", "Features", "Split", "extract", "load"]
+__all__ = [
+    "DomainSet",
+    "Features",
+    "Finding",
+    "Place",
+    "Report",
+    "Split",
+    "check",
+    "extract",
+    "load",
+]
 
 
 def load(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -103,7 +103,7 @@ class DomainSet:
     def counts(self) -> dict[str, dict[str, int]]:
         """How many pictures each class of each domain has."""
         return {
-            domain: dict(zip(self.classes, self._counted(labels), strict=True))
+            domain: dict(zip(self.classes, counted(labels, len(self.classes)), strict=True))
             for domain, labels in self._labels.items()
         }
 
@@ -146,10 +146,6 @@ class DomainSet:
             raise ValueError(f"domain: expected one of {', '.join(self.domains)}, got {domain!r}")
         return domain
 
-    def _counted(self, labels: Tensor) -> list[int]:
-        counted: list[int] = torch.bincount(labels, minlength=len(self.classes)).tolist()
-        return counted
-
     def _check(self) -> None:
         if len(self.domains) < 2:
             raise DataError(
@@ -159,38 +155,17 @@ class DomainSet:
             raise DataError(
                 f"{self.name}: expected at least two classes, got {', '.join(self.classes) or 'none'}"
             )
-        faults = []
-        for domain, labels in self._labels.items():
-            distinct: dict[int, set[str]] = {}
-            for label, group in zip(labels.tolist(), self._groups[domain], strict=True):
-                distinct.setdefault(label, set()).add(group)
-            for index, (name, n) in enumerate(
-                zip(self.classes, self._counted(labels), strict=True)
-            ):
-                if n == 0:
-                    faults.append(f"{domain}/{name}: no images")
-                elif n == 1:
-                    faults.append(f"{domain}/{name}: one image, which cannot be split")
-                elif len(distinct[index]) == 1:
-                    faults.append(
-                        f"{domain}/{name}: {n} copies of one image, which cannot be split"
-                    )
-        raise_faults(self.name, faults)
+        raise_faults(self.name, class_faults(self.classes, self._labels, self._groups))
         if self._fixed is not None:
-            self._check_sides(self._fixed)
+            raise_faults(self.name, side_faults(self.classes, self._labels, self._fixed))
 
     def _draw(self, seed: int, holdout: float) -> dict[str, Split]:
         """The splits of all domains, drawn together: a group may lie in several."""
         if self._fixed is not None:
             parts = dict(self._fixed)
         else:
-            items = splits.items_of(self._labels, self._groups)
-            taken = splits.take(items, self.test_fraction, seed, "test")
-            parts = {
-                domain: _sides(torch.arange(len(self._labels[domain])), rows)
-                for domain, rows in taken.items()
-            }
-            self._check_sides(parts)
+            parts = drawn_sides(self._labels, self._groups, self.test_fraction, seed)
+            raise_faults(self.name, side_faults(self.classes, self._labels, parts))
         if holdout == 0:
             return {domain: Split(train, test) for domain, (train, test) in parts.items()}
         training = {domain: train for domain, (train, _) in parts.items()}
@@ -202,17 +177,55 @@ class DomainSet:
             found[domain] = Split(kept, test, val)
         return found
 
-    def _check_sides(self, parts: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        faults = []
-        for domain, sides in parts.items():
-            for side, rows in zip(("training", "test"), sides, strict=True):
-                counted = self._counted(self._labels[domain][rows])
-                faults += [
-                    f"{domain}/{name}: no image in the {side} part"
-                    for name, n in zip(self.classes, counted, strict=True)
-                    if n == 0
-                ]
-        raise_faults(self.name, faults)
+
+def class_faults(
+    classes: Sequence[str], labels: Mapping[str, Tensor], groups: Mapping[str, Sequence[str]]
+) -> list[str]:
+    """A line for each class of each domain that has too few different pictures to be split."""
+    faults = []
+    for domain, said in labels.items():
+        distinct: dict[int, set[str]] = {}
+        for label, group in zip(said.tolist(), groups[domain], strict=True):
+            distinct.setdefault(label, set()).add(group)
+        for index, (name, n) in enumerate(zip(classes, counted(said, len(classes)), strict=True)):
+            if n == 0:
+                faults.append(f"{domain}/{name}: no images")
+            elif n == 1:
+                faults.append(f"{domain}/{name}: one image, which cannot be split")
+            elif len(distinct[index]) == 1:
+                faults.append(f"{domain}/{name}: {n} copies of one image, which cannot be split")
+    return faults
+
+
+def drawn_sides(
+    labels: Mapping[str, Tensor], groups: Mapping[str, tuple[str, ...]], fraction: float, seed: int
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """domain -> (training rows, test rows) of the split that a seed draws."""
+    taken = splits.take(splits.items_of(labels, groups), fraction, seed, "test")
+    return {
+        domain: _sides(torch.arange(len(labels[domain])), rows) for domain, rows in taken.items()
+    }
+
+
+def side_faults(
+    classes: Sequence[str],
+    labels: Mapping[str, Tensor],
+    parts: Mapping[str, tuple[Tensor, Tensor]],
+) -> list[str]:
+    """A line for each class of each domain that has no picture in the training or in the test part."""
+    return [
+        f"{domain}/{name}: no image in the {side} part"
+        for domain, sides in parts.items()
+        for side, rows in zip(("training", "test"), sides, strict=True)
+        for name, n in zip(classes, counted(labels[domain][rows], len(classes)), strict=True)
+        if n == 0
+    ]
+
+
+def counted(labels: Tensor, classes: int) -> list[int]:
+    """How many rows each class has."""
+    found: list[int] = torch.bincount(labels, minlength=classes).tolist()
+    return found
 
 
 def raise_faults(name: str, faults: list[str]) -> None:

@@ -27,6 +27,16 @@ class Entry:
     label: int
 
 
+@dataclass(frozen=True, eq=False)
+class Lists:
+    """What lists say: the parts of each domain, what does not fit, and which rows are left out and why."""
+
+    sides: dict[str, tuple[Tensor, Tensor]]
+    faults: list[str]
+    unlisted: dict[str, list[int]]
+    copies: dict[str, list[int]]
+
+
 def read(
     folder: Path,
     names: Mapping[str, Sequence[str]],
@@ -54,29 +64,41 @@ def read(
     Warns:
         UserWarning: pictures that stand in no list, or copies, are left out.
     """
+    found = examine(folder, names, groups)
+    raise_faults(f"splits {folder}", found.faults)
+    for domain in names:
+        _say(domain, len(found.unlisted[domain]), "in no list")
+        _say(domain, len(found.copies[domain]), "in the test list with a copy in the training list")
+    return found.sides
+
+
+def examine(
+    folder: Path,
+    names: Mapping[str, Sequence[str]],
+    groups: Mapping[str, Sequence[str]],
+) -> Lists:
+    """What `read` reads, with all faults listed; of a domain whose lists are missing nothing is said."""
     if not folder.is_dir():
         raise DataError(f"splits: there is no such folder: {folder}")
     faults: list[str] = []
     lists = {domain: _lists(folder, domain, faults) for domain in names}
-    raise_faults(f"splits {folder}", faults)
     _check_labels([e for parts in lists.values() for part in parts.values() for e in part], faults)
-    found = {}
+    found = Lists({}, faults, {}, {})
     for domain, parts in lists.items():
+        if not {"train", "test"} <= set(parts):
+            continue
         index = {name: row for row, name in enumerate(names[domain])}
         rows = {part: _rows(entries, index, faults) for part, entries in parts.items()}
-        found[domain] = _sides(domain, rows, faults)
-    raise_faults(f"splits {folder}", faults)
-    sides = {}
-    for domain, (train, test) in found.items():
+        train, test = _sides(domain, rows, faults)
         trained = {groups[domain][row] for row in train}
         copies = {row for row in test if groups[domain][row] in trained}
-        _say(domain, len(groups[domain]) - len(train | test), "in no list")
-        _say(domain, len(copies), "in the test list with a copy in the training list")
-        sides[domain] = (
-            torch.tensor(sorted(train)),
+        found.unlisted[domain] = sorted(set(range(len(names[domain]))) - train - test)
+        found.copies[domain] = sorted(copies)
+        found.sides[domain] = (
+            torch.tensor(sorted(train), dtype=torch.int64),
             torch.tensor(sorted(test - copies), dtype=torch.int64),
         )
-    return sides
+    return found
 
 
 def _say(domain: str, n: int, where: str) -> None:
@@ -99,8 +121,14 @@ def _lists(folder: Path, domain: str, faults: list[str]) -> dict[str, list[Entry
 
 
 def _entries(path: Path, faults: list[str]) -> list[Entry]:
-    entries = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), start=1):
+    entries: list[Entry] = []
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        said = (error.strerror if isinstance(error, OSError) else None) or error
+        faults.append(f"{path.name}: cannot be read ({said})")
+        return entries
+    for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
         match = _LINE.match(line.strip())
