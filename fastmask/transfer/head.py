@@ -60,14 +60,16 @@ class Head(nn.Module):
 
     def last_input(self, inputs: Tensor) -> Tensor:
         """What the output layer reads, from scaled features."""
-        if self.hidden is None:
-            return inputs
-        found = torch.relu(self.hidden(inputs))
+        return inputs if self.hidden is None else self.scaled_hidden(self.hidden(inputs))
+
+    def scaled_hidden(self, found: Tensor) -> Tensor:
+        """What the output layer reads, (..., hidden), from what the hidden layer gives."""
+        found = torch.relu(found)
         if self.scaling == "none":
             return found
         if self.scaling == "standard":
-            return found / math.sqrt(found.shape[1])
-        return functional.normalize(found)
+            return found / math.sqrt(found.shape[-1])
+        return functional.normalize(found, dim=-1)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (n, classes) from scaled features (n, K), as `inputs` returns them."""

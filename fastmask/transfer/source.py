@@ -55,7 +55,7 @@ def train(config: Config, domain: str, part: Part, classes: int, seed: int) -> S
     """
     head = Head(
         part.x.shape[1], classes, config.hidden, config.scaling, generator(seed, "initial", domain)
-    ).to(part.x.device)
+    ).to(part.x)
     head.fit(part.x)
     initial = values(head)
     inputs = head.inputs(part.x)

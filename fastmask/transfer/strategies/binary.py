@@ -71,16 +71,32 @@ def find(config: Config, source: Source, part: Part) -> Found:
         optimizer.step()
         with torch.no_grad():
             logits.clamp_(-config.logit_clamp, config.logit_clamp)
-    found = logits.detach()
+    loss = sum(losses[-50:]) / len(losses[-50:])
+    return result(config, run, logits.detach(), loss, scale.value)
+
+
+def result(config: Config, run: str, logits: Tensor, loss: float, scale: float | None) -> Found:
+    """The mask that learned logits stand for, and the figures of its run.
+
+    Args:
+        config: settings from `tau` to `density`.
+        run: what warnings call it.
+        logits: as learned.
+        loss: mean of the last steps, in nats.
+        scale: running mean of |dCE/dl|; None where beta is absolute.
+
+    Warns:
+        MaskWarning: as `find`.
+    """
     notes = {
         "steps": config.mask_steps,
-        "loss": sum(losses[-50:]) / len(losses[-50:]),
-        "share_positive": float((found > 0).float().mean()),
-        "share_at_clamp": float((found.abs() >= config.logit_clamp).float().mean()),
-        "mean_logit": float(found.mean()),
-        "gradient_scale": scale.value if scale.value is not None else 1.0,
+        "loss": loss,
+        "share_positive": float((logits > 0).float().mean()),
+        "share_at_clamp": float((logits.abs() >= config.logit_clamp).float().mean()),
+        "mean_logit": float(logits.mean()),
+        "gradient_scale": scale if scale is not None else 1.0,
     }
-    return Found(_frozen(found, config, run, notes["share_at_clamp"]), found, notes)
+    return Found(_frozen(logits, config, run, notes["share_at_clamp"]), logits, notes)
 
 
 def _regularise(grad: Tensor, logits: Tensor, config: Config, scale: RunningMean) -> None:
