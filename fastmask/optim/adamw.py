@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
         foreach, fused: accepted; without effect on the numbers.
         differentiable: must be False.
         frozen: masks by parameter, 1 = frozen; a parameter left out is free.
+        compact: hold moments for free entries alone.
 
     Raises:
         TypeError, ValueError: an option torch refuses; `differentiable`; betas that are tensors; masks
@@ -44,6 +46,8 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
 
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.AdamW (free ones).
     """
+
+    _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
         self,
@@ -60,11 +64,12 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
         differentiable: bool = False,
         fused: bool | None = None,
         frozen: Mapping[Tensor, BitMask] | None = None,
+        compact: bool = False,
     ) -> None:
         refuse_differentiable(differentiable)
         if any(isinstance(beta, Tensor) for beta in betas):
             raise TypeError("betas: expected two numbers, got a tensor")
-        self._frozen = {}
+        self._compact, self._frozen, self._free = compact, {}, {}
         super().__init__(
             params,
             lr,
@@ -92,7 +97,7 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
             launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
             for param in group["params"]:
                 if param.grad is not None:
-                    launches[param.device, param.dtype].append(param)
+                    launches[param.device, param.dtype, param in self._free].append(param)
             for params in launches.values():
                 self._update(group, params)
         return loss
@@ -104,15 +109,11 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
                 "capturable: expected True, got False: a CUDA graph is capturing this step, and would "
                 "replay it with the step count of now"
             )
+        grads = [param.grad for param in params if param.grad is not None]
         states = [self._state(param, on_device, group["amsgrad"]) for param in params]
-        ops.masked_adamw_(
-            params,
-            [param.grad for param in params if param.grad is not None],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [state["max_exp_avg_sq"] for state in states] if group["amsgrad"] else None,
-            [state["step"] for state in states],
-            [self._bits(param) for param in params],
+        kept = self._moments if group["amsgrad"] else self._moments[:2]
+        step = partial(
+            ops.masked_adamw_,
             lr=group["lr"],
             beta1=group["betas"][0],
             beta2=group["betas"][1],
@@ -120,6 +121,19 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
         )
+        if params[0] in self._free:
+            for param, grad, state in zip(params, grads, states, strict=True):
+                held = [state[key] for key in kept]
+                for weight, slope, parts, is_last in self._free[param].pieces(param, grad, held):
+                    m, v, *largest = ([part] for part in parts)
+                    # All pieces take the same step; the last one counts it.
+                    count = state["step"] if is_last else state["step"].clone()
+                    step([weight], [slope], m, v, largest[0] if largest else None, [count], None)
+        else:
+            m, v, *largest = ([state[key] for state in states] for key in kept)
+            counts = [state["step"] for state in states]
+            bits = [self._bits(param) for param in params]
+            step(params, grads, m, v, largest[0] if largest else None, counts, bits)
 
     def _state(self, param: Tensor, on_device: bool, amsgrad: bool) -> dict[str, Tensor]:
         """The state of a parameter, as torch makes it at the first step."""
@@ -132,5 +146,9 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
                 device=param.device if on_device else "cpu",
             )
             for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ())):
-                state[key] = torch.zeros_like(param, memory_format=torch.preserve_format)
+                state[key] = (
+                    param.new_zeros(self._free[param].count)
+                    if param in self._free
+                    else torch.zeros_like(param, memory_format=torch.preserve_format)
+                )
         return state

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmask.bits import BitMask
+from fastmask.optim.compact import FreeEntries, refit
 
 # State of a parameter's shape that is no accumulated gradient: a count, a step length, an average of values.
 _NO_GRADIENTS = frozenset({"step", "step_size", "ax"})
@@ -74,16 +75,18 @@ def clear_state(optimizer: torch.optim.Optimizer, frozen: Mapping[Tensor, BitMas
         return
     for param, mask in frozen.items():
         state = optimizer.state.get(param, {})
+        free = optimizer._free.get(param) if isinstance(optimizer, FrozenEntries) else None
+        shape = param.shape if free is None else torch.Size([free.count])
         stale = [
             key
             for key, value in state.items()
             if isinstance(value, Tensor)
             and key not in _NO_GRADIENTS
-            and value.shape == param.shape
+            and value.shape == shape
             and value.is_floating_point()
         ]
         if stale:
-            ones = mask.to_bool()
+            ones = mask.to_bool() if free is None else free.gather(mask.to_bool())
             for key in stale:
                 state[key] = state[key].detach().masked_fill(ones, 0)
 
@@ -112,9 +115,14 @@ def _clear_history(optimizer: torch.optim.LBFGS, frozen: Mapping[Tensor, BitMask
 
 
 class FrozenEntries(torch.optim.Optimizer):
-    """The part that masked optimizers share: masks by parameter, out of the way of torch's state dict."""
+    """The part that masked optimizers share: masks by parameter, and the layout of their state."""
 
+    # The keys of state that has one value an entry.
+    _moments: tuple[str, ...]
+    _compact: bool
     _frozen: dict[Tensor, BitMask]
+    # Parameters whose state is compact: those with a frozen entry, where compact is asked for.
+    _free: dict[Tensor, FreeEntries]
 
     @property
     def frozen(self) -> Mapping[Tensor, BitMask]:
@@ -124,6 +132,9 @@ class FrozenEntries(torch.optim.Optimizer):
     def set_frozen(self, frozen: Mapping[Tensor, BitMask] | None) -> None:
         """Put these masks in the place of all earlier ones and forget state at their frozen entries.
 
+        Entries that stay free keep their state, entries that become free start with state 0. Compact
+        state is laid out anew, by way of one dense tensor at a time.
+
         Args:
             frozen: masks by parameter, 1 = frozen; a parameter left out is free.
 
@@ -131,20 +142,85 @@ class FrozenEntries(torch.optim.Optimizer):
             TypeError, ValueError: no mapping, a key that the optimizer does not have, no BitMask, or a
                 mask of another shape or device; the masks in force stay.
         """
-        self._frozen = checked(self, {} if frozen is None else frozen)
-        clear_state(self, self._frozen)
+        masks = checked(self, {} if frozen is None else frozen)
+        free = {}
+        if self._compact:
+            # Compact state means nothing without its mask: no one else may write to that.
+            masks = {param: mask.clone() for param, mask in masks.items()}
+            free = {param: FreeEntries(mask) for param, mask in masks.items() if mask.count()}
+        for param, state in self.state.items():
+            for key in self._held(state):
+                state[key] = refit(state[key], param, self._free.get(param), free.get(param))
+        self._frozen, self._free = masks, free
+        clear_state(self, masks)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return torch's state dict; compact state comes with its mask, packed bits under `frozen`."""
+        found = super().state_dict()
+        for key, param in self._keys(found):
+            held = found["state"].get(key, {})
+            if param in self._free and self._held(held):
+                found["state"][key] = {**held, "frozen": self._frozen[param].bits}
+        return found
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load torch's state dict of the same optimizer; masks stay, state at frozen entries is 0."""
-        super().load_state_dict(state_dict)
+        """Load a state dict of the same optimizer, torch's or a compact one of whatever masks.
+
+        The masks in force stay: state at their frozen entries is dropped, or 0 where state is dense. An
+        entry that was frozen when compact state was saved starts with state 0.
+
+        Raises:
+            ValueError: groups of other sizes; compact state, or state to be made compact, that does not
+                fit its parameter.
+        """
+        super().load_state_dict(self._refitted(state_dict))
         clear_state(self, self._frozen)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_frozen": self._frozen}
+        mine = {"_compact": self._compact, "_frozen": self._frozen, "_free": self._free}
+        return {**super().__getstate__(), **mine}
 
     def _bits(self, param: Tensor) -> Tensor | None:
         mask = self._frozen.get(param)
         return None if mask is None else mask.bits
+
+    def _held(self, state: dict[str, Any]) -> list[str]:
+        """The keys of a parameter's state that hold one value an entry."""
+        return [key for key in self._moments if state.get(key) is not None]
+
+    def _keys(self, state_dict: dict[str, Any]) -> list[tuple[int, Tensor]]:
+        """What a state dict calls each parameter; torch, too, goes by order."""
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        params = (param for group in self.param_groups for param in group["params"])
+        return list(zip(keys, params, strict=False))
+
+    def _refitted(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """A state dict in the layout of this optimizer, made before torch moves it to the device."""
+        known, states = names(self), dict(state_dict["state"])
+        for key, param in self._keys(state_dict):
+            held = dict(states.get(key, {}))
+            bits, new = held.pop("frozen", None), self._free.get(param)
+            if bits is None and new is None:
+                continue
+            old = None if bits is None else _saved(bits, param, known[param])
+            shape = param.shape if old is None else torch.Size([old.count])
+            for name in self._held(held):
+                if held[name].shape != shape:
+                    raise ValueError(
+                        f"state_dict: expected {name} of shape {tuple(shape)} for {known[param]}, "
+                        f"got {tuple(held[name].shape)}"
+                    )
+                held[name] = refit(held[name], param, old, new)
+            states[key] = held
+        return {**state_dict, "state": states}
+
+
+def _saved(bits: Tensor, param: Tensor, name: str) -> FreeEntries:
+    """The free entries that a state dict was saved with."""
+    try:
+        return FreeEntries(BitMask(bits, param.shape))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"state_dict: its mask of {name} does not fit: {error}") from error
 
 
 def refuse_differentiable(differentiable: bool) -> None:

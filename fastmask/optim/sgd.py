@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
         foreach, fused: accepted; without effect.
         differentiable: must be False.
         frozen: masks by parameter, 1 = frozen; a parameter left out is free.
+        compact: hold momentum for free entries alone.
 
     Raises:
         TypeError, ValueError: an option torch refuses; `differentiable`; masks that do not fit. In
@@ -39,6 +41,8 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
 
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
     """
+
+    _moments = ("momentum_buffer",)
 
     def __init__(
         self,
@@ -54,9 +58,10 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
         differentiable: bool = False,
         fused: bool | None = None,
         frozen: Mapping[Tensor, BitMask] | None = None,
+        compact: bool = False,
     ) -> None:
         refuse_differentiable(differentiable)
-        self._frozen = {}
+        self._compact, self._frozen, self._free = compact, {}, {}
         super().__init__(
             params,
             lr,
@@ -85,14 +90,14 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
         return loss
 
     def _launches(self, group: dict[str, Any]) -> list[tuple[bool, list[Tensor]]]:
-        """Parameters with a gradient, apart by device and dtype and by whether they have momentum yet."""
+        """Parameters with a gradient, apart by device, dtype, layout and whether they have momentum yet."""
         launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
         for param in group["params"]:
             if param.grad is not None:
                 first = group["momentum"] != 0 and (
                     self.state[param].get("momentum_buffer") is None
                 )
-                launches[first, param.device, param.dtype].append(param)
+                launches[first, param.device, param.dtype, param in self._free].append(param)
         return [(key[0], params) for key, params in launches.items()]
 
     def _update(self, group: dict[str, Any], params: list[Tensor], first: bool) -> None:
@@ -100,14 +105,16 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
         grads = [param.grad for param in params if param.grad is not None]
         if group["momentum"] != 0:
             if first:
-                momenta = [torch.empty_like(grad) for grad in grads]
+                momenta = [
+                    grad.new_empty(self._free[param].count)
+                    if param in self._free
+                    else torch.empty_like(grad)
+                    for param, grad in zip(params, grads, strict=True)
+                ]
             else:
                 momenta = [self.state[param]["momentum_buffer"] for param in params]
-        ops.masked_sgd_(
-            params,
-            grads,
-            momenta,
-            [self._bits(param) for param in params],
+        step = partial(
+            ops.masked_sgd_,
             lr=group["lr"],
             momentum=group["momentum"],
             weight_decay=float(group["weight_decay"]),
@@ -116,6 +123,13 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
             maximize=group["maximize"],
             first=first,
         )
+        if params[0] in self._free:
+            for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+                held = [] if momenta is None else [momenta[i]]
+                for weight, slope, bufs, _ in self._free[param].pieces(param, grad, held):
+                    step([weight], [slope], bufs or None, None)
+        else:
+            step(params, grads, momenta, [self._bits(param) for param in params])
         # Only now: a step that raises leaves no momentum that was never written.
         if first and momenta is not None:
             for param, buf in zip(params, momenta, strict=True):

@@ -56,3 +56,19 @@ def assert_same_run(ours: torch.optim.Optimizer, theirs: torch.optim.Optimizer) 
         assert ours.state[mine].keys() == theirs.state[other].keys()
         for key, value in theirs.state[other].items():
             assert_same_bits(ours.state[mine][key], value)
+
+
+def entries(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [param for group in optimizer.param_groups for param in group["params"]]
+
+
+def assert_same_as_dense(ours: Any, dense: Any) -> None:
+    """Assert that two masked optimizers hold the same bits, each in its own layout."""
+    for mine, other in zip(entries(ours), entries(dense), strict=True):
+        assert_same_bits(mine, other)
+        assert ours.state[mine].keys() == dense.state[other].keys()
+        bits = dense.frozen.get(other)
+        for key, value in dense.state[other].items():
+            if key != "step" and bits is not None and bits.count():
+                value = value[~bits.to_bool()]
+            assert_same_bits(ours.state[mine][key], value)
