@@ -27,6 +27,15 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
     optimizer that is not fused. An entry that is freed late meets a count of steps it took no part in,
     so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)` times lr.
 
+    With `compact` the moments of a parameter that has frozen entries are 1-D, of its free entries in
+    logical order: a tenth of the bytes at 90 % frozen (12.8 MiB for 128 of 16.8 M float32 entries), a
+    count alone for a parameter all frozen; without a frozen entry they are torch's. A step takes 262,144
+    entries at a time, copies their free ones (1.1 MiB in all at 90 % frozen, 8.2 with little frozen,
+    float32), updates them and writes them back. The bits are those of dense state, save that in 16 bits
+    on the CPU torch rounds a tensor's last few entries otherwise. Such a state dict carries its masks,
+    and loads into MaskedAdamW of any masks, compact or not, but not into torch's: load it into one that
+    is not compact and take that one's.
+
     Args:
         params: parameters, named parameters or groups, as for torch.
         lr: learning rate, a number or a tensor of 1 element (a compiled step recompiles for each new
@@ -36,7 +45,7 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
         foreach, fused: accepted; without effect on the numbers.
         differentiable: must be False.
         frozen: masks by parameter, 1 = frozen; a parameter left out is free.
-        compact: hold moments for free entries alone.
+        compact: hold moments of free entries alone; masks are copied.
 
     Raises:
         TypeError, ValueError: an option torch refuses; `differentiable`; betas that are tensors; masks

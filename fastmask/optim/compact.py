@@ -13,7 +13,8 @@ from fastmask.bits import BitMask
 from fastmask.ops import _lists
 from fastmask.ops._layout import WORD_BITS, packed_bytes
 
-# Entries of a parameter that a step has in copy at a time; whole words of bits.
+# Entries of a parameter that a step looks at together, whole words of bits: with 16 M entries, a tenth of
+# them free, smaller chunks are slower (65,536: 1.4 times) and larger ones hold more (1 M: 9 MiB more).
 CHUNK = 4096 * WORD_BITS
 
 
@@ -73,6 +74,7 @@ class FreeEntries:
         """
         _lists.updated([param])
         _lists.alike("grads", [grad], [param])
+        _lists.frozen_bits([self.frozen.bits], [param])
         for chunk in self.chunks:
             places = self.places(chunk, param.device)
             weight = torch.take(param, places)

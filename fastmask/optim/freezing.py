@@ -117,7 +117,7 @@ def _clear_history(optimizer: torch.optim.LBFGS, frozen: Mapping[Tensor, BitMask
 class FrozenEntries(torch.optim.Optimizer):
     """The part that masked optimizers share: masks by parameter, and the layout of their state."""
 
-    # The keys of state that has one value an entry.
+    # The keys of state that holds one value an entry.
     _moments: tuple[str, ...]
     _compact: bool
     _frozen: dict[Tensor, BitMask]
@@ -152,7 +152,7 @@ class FrozenEntries(torch.optim.Optimizer):
             for key in self._held(state):
                 state[key] = refit(state[key], param, self._free.get(param), free.get(param))
         self._frozen, self._free = masks, free
-        clear_state(self, masks)
+        self._clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return torch's state dict; compact state comes with its mask, packed bits under `frozen`."""
@@ -174,11 +174,16 @@ class FrozenEntries(torch.optim.Optimizer):
                 fit its parameter.
         """
         super().load_state_dict(self._refitted(state_dict))
-        clear_state(self, self._frozen)
+        self._clear()
 
     def __getstate__(self) -> dict[str, Any]:
         mine = {"_compact": self._compact, "_frozen": self._frozen, "_free": self._free}
         return {**super().__getstate__(), **mine}
+
+    def _clear(self) -> None:
+        """Zero state at frozen entries; compact state has none there."""
+        dense = {param: mask for param, mask in self._frozen.items() if param not in self._free}
+        clear_state(self, dense)
 
     def _bits(self, param: Tensor) -> Tensor | None:
         mask = self._frozen.get(param)
