@@ -32,23 +32,32 @@ class Transform:
 
     def __call__(self, picture: Any) -> Tensor:
         """Turn a uint8 tensor (3, H, W) or a Pillow image into float32 (3, size, size)."""
+        return self.scaled(self.sized(picture))
+
+    def sized(self, picture: Any) -> Tensor:
+        """The first half of it: uint8 (3, size, size), a quarter of the bytes."""
         if not isinstance(picture, Tensor):
             picture = _to_tensor(picture.convert("RGB"))
         if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[0] != 3:
             raise TypeError(
                 f"picture: expected uint8 of shape (3, H, W), got {picture.dtype} of {tuple(picture.shape)}"
             )
-        if picture.shape[1:] != (self.size, self.size):
-            require("PIL", extra="vision")
-            from PIL import Image
+        if picture.shape[1:] == (self.size, self.size):
+            return picture
+        require("PIL", extra="vision")
+        from PIL import Image
 
-            whole = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
-            sampling = Image.Resampling[self.interpolation.upper()]
-            picture = _to_tensor(whole.resize((self.size, self.size), sampling))
+        whole = Image.fromarray(picture.permute(1, 2, 0).contiguous().numpy())
+        sampling = Image.Resampling[self.interpolation.upper()]
+        return _to_tensor(whole.resize((self.size, self.size), sampling))
+
+    def scaled(self, pictures: Tensor) -> Tensor:
+        """The second half: uint8 (..., 3, size, size) as float32."""
         mean, std = (
-            torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in (self.mean, self.std)
+            torch.tensor(v, dtype=torch.float32, device=pictures.device).view(3, 1, 1)
+            for v in (self.mean, self.std)
         )
-        return (picture.float() - mean) / std
+        return (pictures.float() - mean) / std
 
     def batch(self, pictures: Sequence[Any]) -> Tensor:
         """Transform and stack: float32 (n, 3, size, size)."""

@@ -67,6 +67,8 @@ class Config:
         source_lr: its step, in 1 / sqrt(fan_in), the bound of a layer's initial values.
         hidden_lr: the same for the hidden layer, which stays close to a random projection: what it would
             learn of the source alone, no target could use.
+        layers_lr: the same for `layers`, in the root mean square of a layer's pretrained weight; norms and
+            biases that learn take their layer's step.
         tau: temperature of the Gumbel-sigmoid, above 0.
         samples: masks drawn for each batch; divides it.
         logit_init: first logit; 2 starts with 88 % of the weights active.
@@ -97,6 +99,8 @@ class Config:
             in (0, 1).
         target_steps: SGD steps of stage 3.
         target_lr: its step; with a schedule, the first.
+        layers_target_lr: the same for `layers`, in the mean squared length of the pretrained weights of one
+            unit of a layer: rescaling a layer before a norm then changes nothing.
         target_momentum: in [0, 1).
         target_weight_decay: at least 0; frozen entries do not decay.
         target_schedule: `cosine` or `constant`.
@@ -131,6 +135,7 @@ class Config:
     source_steps: int = 500
     source_lr: float = 1.0
     hidden_lr: float = 0.01
+    layers_lr: float = 0.03
     tau: float = 1.0
     samples: int = 4
     logit_init: float = 2.0
@@ -158,6 +163,7 @@ class Config:
     lowrank_energy: float = 0.9
     target_steps: int = 100
     target_lr: float = 60.0
+    layers_target_lr: float = 0.1
     target_momentum: float = 0.9
     target_weight_decay: float = 0.0
     target_schedule: Literal["cosine", "constant"] = "cosine"
@@ -288,7 +294,9 @@ def _check_training(config: Config) -> None:
     checks.whole("batch", config.batch, 1)
     for name in ("source_steps", "mask_steps", "editor_steps", "target_steps"):
         checks.whole(name, getattr(config, name), 1)
-    for name in ("source_lr", "hidden_lr", "target_lr", "mask_lr", "editor_lr"):
+    for name in (
+        "source_lr", "hidden_lr", "layers_lr", "target_lr", "layers_target_lr", "mask_lr", "editor_lr",
+    ):  # fmt: skip
         checks.number(name, getattr(config, name), above=0, most=_MOST)
     checks.number("target_momentum", config.target_momentum, least=0, below=1)
     checks.number("target_weight_decay", config.target_weight_decay, least=0, most=_MOST)
