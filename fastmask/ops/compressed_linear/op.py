@@ -142,6 +142,8 @@ def _as_many(values: Tensor, active: Tensor) -> None:
 
 
 class _CompressedLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

@@ -90,6 +90,8 @@ def learned_conv2d(
 
 
 class _LearnedConv2d(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

@@ -166,6 +166,8 @@ def check_off(off: str, scale: str | None) -> bool:
 
 
 class _LearnedLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

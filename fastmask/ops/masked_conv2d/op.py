@@ -124,6 +124,8 @@ def conv2d_arguments(
 
 
 class _MaskedConv2d(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

@@ -87,6 +87,8 @@ def linear_operands(
 
 
 class _MaskedLinear(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(
         x: Tensor,

@@ -118,3 +118,5 @@ register(
     _draw_fake,
     tags=(torch.Tag.nondeterministic_seeded,),
 )
+# Above vmap's own layer, so that torch's randint obeys the `randomness` of vmap, or refuses.
+torch.library.impl("fastmask::draw_seed", "FuncTorchVmapMode", _draw)
