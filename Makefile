@@ -13,12 +13,14 @@ $(RUN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("fastmask needs Python 3.11 or newer; %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, *v))'
 	$(PYTHON) -m venv $(VENV)
 
-# A stamp for each set of packages: installing again only when pyproject.toml changes.
-$(VENV)/.installed-all: $(RUN)/python pyproject.toml setup.py
+ENGINE := setup.py $(wildcard csrc/*.h csrc/cpu/*.h csrc/cpu/*.cpp)
+
+# A stamp for each set of packages: installing again only when pyproject.toml or the engine changes.
+$(VENV)/.installed-all: $(RUN)/python pyproject.toml $(ENGINE)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[all]'
 	@touch $@
 
-$(VENV)/.installed-dev: $(RUN)/python pyproject.toml setup.py
+$(VENV)/.installed-dev: $(RUN)/python pyproject.toml $(ENGINE)
 	$(RUN)/python -m pip install --quiet --disable-pip-version-check -e '.[all,dev]'
 	@touch $@ $(VENV)/.installed-all
 

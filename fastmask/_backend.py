@@ -1,7 +1,8 @@
 """The only dispatch: which back ends there are, why one is missing, and which module an op runs on.
 
 A back end of an op is the module `fastmask/ops/<op>/<backend>.py`; all back ends of an op have equal
-function names. A named back end is used or refused with the reason, never replaced.
+function names. A named back end is used or refused with the reason, never replaced; `auto` passes by one
+whose `DTYPES`, where it has them, lack the tensors' dtype.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 from pathlib import Path
 from types import ModuleType
 
@@ -31,12 +33,27 @@ def missing(name: str) -> str | None:
         return None
     if not any(_OPS.glob(f"*/{name}.py")):
         return f"this version of fastmask has no {name} kernels yet"
-    if name in ("cpu", "cuda") and importlib.util.find_spec(f"fastmask._{name}") is None:
-        return f"the compiled module fastmask._{name} was not built into this installation"
+    if name == "cpu":
+        return _missing_engine()
+    if name == "cuda" and importlib.util.find_spec("fastmask._cuda") is None:
+        return "the compiled module fastmask._cuda was not built into this installation"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if _DEVICES[name] == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
+    return None
+
+
+def _missing_engine() -> str | None:
+    """Load the CPU engine with the instruction set that FASTMASK_CPU_ISA names; say why there is none."""
+    try:
+        from fastmask import _cpu
+    except ImportError as error:
+        said = Path(__file__).with_name("_cpu_missing.txt")
+        why = said.read_text(encoding="utf-8").strip() if said.exists() else error
+        return f"the compiled module fastmask._cpu is not in this installation ({why})"
+    if forced := os.environ.get("FASTMASK_CPU_ISA"):
+        _cpu.use(forced)
     return None
 
 
@@ -54,31 +71,40 @@ def _module(op: str, name: str) -> ModuleType | None:
 
 
 @functools.cache
-def _resolve(op: str, name: str, device: str) -> ModuleType:
+def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> ModuleType:
     if name == "auto":
         for candidate in preference(device):
             if missing(candidate) is None:
                 found = _module(op, candidate)
-                if found is not None:
+                if found is not None and _takes(found, dtype):
                     return found
         raise BackendUnavailable(f"{op}: no back end runs on {device} tensors")
     reason = missing(name)
-    if reason is None and _module(op, name) is None:
+    module = _module(op, name) if reason is None else None
+    if reason is None and module is None:
         reason = f"it has no {op} yet"
     if reason is None and _DEVICES.get(name, device) != device:
         reason = f"it works on {_DEVICES[name]} tensors and these are on {device}"
+    if module is not None and not _takes(module, dtype):
+        computes = ", ".join(str(each).removeprefix("torch.") for each in module.DTYPES)
+        reason = reason or f"it computes in {computes} and these are {dtype}"
     if reason is not None:
         raise BackendUnavailable(f"{op}: back end {name!r} cannot be used: {reason}")
-    module = _module(op, name)
     assert module is not None
     return module
 
 
-def resolve(op: str, name: str, device: torch.device) -> ModuleType:
-    """Return the module that runs `op` on `device`: the one named, or for auto the fastest there is.
+def _takes(module: ModuleType, dtype: torch.dtype | None) -> bool:
+    return dtype is None or dtype in getattr(module, "DTYPES", (dtype,))
+
+
+def resolve(
+    op: str, name: str, device: torch.device, dtype: torch.dtype | None = None
+) -> ModuleType:
+    """Return the module that runs `op` on such tensors: the one named, or for auto the fastest there is.
 
     Raises:
-        ValueError: `name` is no back end.
+        ValueError: `name` is no back end, or FASTMASK_CPU_ISA names no instruction set of this processor.
         BackendUnavailable: the back end named cannot run; the message says why.
     """
-    return _resolve(op, name, device.type)
+    return _resolve(op, name, device.type, dtype)

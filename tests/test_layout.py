@@ -16,6 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 RANKS = {
     "errors": 0,
     "_files": 0,
+    "_cpu": 0,
     "_backend": 1,
     "_store": 1,
     "ops._": 2,

@@ -45,7 +45,7 @@ def pack(mask: Tensor, mu: float | None = None, *, backend: str = "auto") -> Ten
 
 
 def _implementation(mask: Tensor, mu: float, backend: str) -> Tensor:
-    return _backend.resolve("pack", backend, mask.device).pack(mask, mu)
+    return _backend.resolve("pack", backend, mask.device, mask.dtype).pack(mask, mu)
 
 
 def _fake(mask: Tensor, mu: float, backend: str) -> Tensor:

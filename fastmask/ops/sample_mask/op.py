@@ -91,7 +91,7 @@ def check_stream(stream: int) -> int:
 def _implementation(
     logits: Tensor, seed: Tensor, samples: int, stream: int, backend: str
 ) -> Tensor:
-    module = _backend.resolve("sample_mask", backend, logits.device)
+    module = _backend.resolve("sample_mask", backend, logits.device, logits.dtype)
     return module.sample_mask(logits, seed, samples, stream)
 
 

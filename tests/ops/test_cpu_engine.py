@@ -1,0 +1,159 @@
+"""The compiled engine itself: what it links, its names, threads, forks, many seeds of sampled bits."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmask import _backend, ops
+from fastmask.testing import mask, values
+
+if _backend.missing("cpu") is not None:
+    pytest.skip(f"no CPU engine: {_backend.missing('cpu')}", allow_module_level=True)
+
+from fastmask import _cpu
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_it_links_neither_torch_nor_an_openmp_runtime() -> None:
+    if sys.platform != "linux":
+        pytest.skip("ldd is Linux's")
+    linked = subprocess.run(["ldd", _cpu.__file__], capture_output=True, text=True, check=True)
+    assert not re.search(r"torch|c10|omp|mkl|python", linked.stdout), linked.stdout
+
+
+def test_it_loads_where_there_is_no_torch() -> None:
+    program = (
+        "import importlib.util, sys\n"
+        f"spec = importlib.util.spec_from_file_location('_cpu', {_cpu.__file__!r})\n"
+        "module = importlib.util.module_from_spec(spec)\n"
+        "spec.loader.exec_module(module)\n"
+        "import array\n"
+        "mask, bits = array.array('B', [1, 0, 1]), array.array('B', bytes(8))\n"
+        "module.pack_bools(mask.buffer_info()[0], 3, bits.buffer_info()[0], 1)\n"
+        "assert bits[0] == 5 and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-S", "-c", program], check=True, timeout=60)
+
+
+def test_every_kernel_has_a_signature_with_the_names_of_its_declaration() -> None:
+    text = (ROOT / "csrc" / "cpu" / "kernels.h").read_text()
+    declared = {
+        name: re.findall(r"(\w+)\s*(?:,|$)", arguments)
+        for name, arguments in re.findall(r"X\((\w+), \(([^()]*)\)\)", text.replace("\\\n", ""))
+        if name != "kernel"
+    }
+    tree = ast.parse((ROOT / "fastmask" / "_cpu.pyi").read_text())
+    typed = {
+        n.name: [a.arg for a in n.args.args] for n in tree.body if isinstance(n, ast.FunctionDef)
+    }
+    assert declared and declared.items() <= typed.items()
+    assert set(typed) - set(declared) == {"isa", "isas", "use"}
+    assert all(hasattr(_cpu, name) for name in typed)
+
+
+@pytest.mark.parametrize("isa", _cpu.isas())
+def test_a_million_elements_and_a_hundred_seeds_have_the_bits_of_the_reference(isa: str) -> None:
+    before = _cpu.isa()
+    try:
+        _cpu.use(isa)
+        logits = values(1_000_003) * 8
+        for seed, n in ((2**64 - 1, 1_000_003), *((17 * i, 1000 + i) for i in range(100))):
+            some = logits[:n]
+            got = ops.sample_mask(some, seed=seed, samples=1 + seed % 2, stream=7, backend="cpu")
+            want = ops.sample_mask(
+                some, seed=seed, samples=1 + seed % 2, stream=7, backend="reference"
+            )
+            assert torch.equal(got, want), f"seed {seed}"
+    finally:
+        _cpu.use(before)
+
+
+@pytest.mark.parametrize("isa", _cpu.isas())
+def test_the_threshold_is_the_reference_where_it_turns(isa: str) -> None:
+    logits = torch.tensor([0.0, -0.0, 40.0, -40.0, 41.0, -41.0, 88.0, -1e38, 1e38, 1e-40, -1e-40])
+    logits = torch.cat([logits, torch.tensor([float("inf"), -float("inf"), float("nan")])])
+    logits = torch.cat([logits, torch.linspace(-45, 45, 20_000)])
+    before = _cpu.isa()
+    try:
+        _cpu.use(isa)
+        for seed in range(3):
+            got = ops.sample_mask(logits, seed=seed, backend="cpu")
+            assert torch.equal(got, ops.sample_mask(logits, seed=seed, backend="reference"))
+    finally:
+        _cpu.use(before)
+
+
+def test_threads_do_not_change_a_bit_and_may_call_at_once() -> None:
+    logits, before = values(300_001), torch.get_num_threads()
+    want = ops.sample_mask(logits, seed=9, samples=3, backend="reference")
+    wrong: list[int] = []
+
+    def work() -> None:
+        for _ in range(20):
+            if not torch.equal(ops.sample_mask(logits, seed=9, samples=3, backend="cpu"), want):
+                wrong.append(1)
+
+    try:
+        for count in (1, 2, 3, 8):
+            torch.set_num_threads(count)
+            assert torch.equal(ops.sample_mask(logits, seed=9, samples=3, backend="cpu"), want)
+        callers = [threading.Thread(target=work) for _ in range(4)]
+        for caller in callers:
+            caller.start()
+        for caller in callers:
+            caller.join()
+    finally:
+        torch.set_num_threads(before)
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_forked_child_has_threads_of_its_own() -> None:
+    # In a process of its own: forking the one that runs the tests would copy all its threads' locks.
+    program = """
+import os, sys, torch
+from fastmask import ops
+torch.set_num_threads(3)
+logits = torch.linspace(-4, 4, 500_000)
+# Compared as bytes: torch's own threads do not survive a fork.
+drawn = lambda: ops.sample_mask(logits, seed=1, backend="cpu").numpy().tobytes()
+want = drawn()
+for _ in range(20):
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if drawn() == want else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert drawn() == want
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_a_data_loader_worker_may_mask() -> None:
+    class Masks(torch.utils.data.Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 6
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return ops.sample_mask(torch.zeros(10_000), seed=i, backend="cpu")
+
+    data = Masks()
+    loaded = list(torch.utils.data.DataLoader(data, batch_size=None, num_workers=2))
+    assert all(torch.equal(loaded[i], data[i]) for i in range(6))
+
+
+def test_bits_may_lie_at_any_address() -> None:
+    bits = torch.zeros(8 * 5 + 1, dtype=torch.uint8)[1:]
+    bits.copy_(ops.pack(mask(5 * 64)))
+    assert bits.data_ptr() % 8
+    assert torch.equal(ops.unpack(bits, (320,), backend="cpu"), mask(5 * 64))
+    assert ops.popcount(bits, backend="cpu") == mask(5 * 64).sum()
