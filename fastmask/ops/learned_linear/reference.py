@@ -1,6 +1,7 @@
 """Specification of learned_linear: bits of the scores, select, a dense product, the straight-through rule.
 
-What concerns the weight alone holds for a weight of any shape and is read by learned_conv2d too.
+What concerns the weight alone holds for a weight of any shape and is read by learned_conv2d and
+learned_weight too.
 
 b   = sampled, scores > mu, or top-k                         (S, N, K)
 a   = sqrt(NK / max(sum b, 1)) with rescale, else 1          one for each sample
