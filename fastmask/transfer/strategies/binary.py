@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from fastmask.transfer.domains import Part
 from fastmask.transfer.head import MASKED
 from fastmask.transfer.source import Source, finite
 from fastmask.transfer.strategies.found import Found, MaskWarning, RunningMean
+
+# The mean loss of a batch: from what the masked layer gives for it, and from which of the rows it is.
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def find(config: Config, source: Source, part: Part) -> Found:
@@ -41,10 +45,25 @@ def find(config: Config, source: Source, part: Part) -> Found:
 
     Source: arXiv 2308.13957, 5.3.
     """
-    run = f"binary mask of {source.domain}, seed {source.seed}"
+
+    def labels(out: Tensor, rows: Tensor) -> Tensor:
+        return functional.cross_entropy(out, part.y[rows])
+
+    return learn("binary", config, source, part, labels)
+
+
+def learn(strategy: str, config: Config, source: Source, part: Part, loss_of: Loss) -> Found:
+    """Minimise `loss_of(B * W) + beta * sum(l)` over logits l as `find` does for the cross-entropy.
+
+    Args:
+        strategy: its name: of the run, and the key of what it draws.
+        config, source, part: as for `find`.
+        loss_of: mean loss of a batch, from the layer's output (B, N) and the places (B,) of its rows.
+    """
+    run = f"{strategy} mask of {source.domain}, seed {source.seed}"
     weight, bias = source.trained[MASKED], source.trained["output.bias"]
     inputs = source.head.last_input(source.head.inputs(part.x))
-    draws = generator(source.seed, "binary", source.domain)
+    draws = generator(source.seed, strategy, source.domain)
     logits = nn.Parameter(torch.full_like(weight, config.logit_init))
     optimizer = torch.optim.Adam([logits], lr=config.mask_lr)
     scale = RunningMean()
@@ -62,7 +81,7 @@ def find(config: Config, source: Source, part: Part) -> Found:
             samples=config.samples,
             tau=config.tau,
         )
-        loss = functional.cross_entropy(out, part.y[batch])
+        loss = loss_of(out, batch)
         losses.append(finite(loss, run, step))
         loss.backward()
         assert logits.grad is not None
@@ -83,7 +102,7 @@ def result(config: Config, run: str, logits: Tensor, loss: float, scale: float |
         run: what warnings call it.
         logits: as learned.
         loss: mean of the last steps, in nats.
-        scale: running mean of |dCE/dl|; None where beta is absolute.
+        scale: running mean of |dL/dl|; None where beta is absolute.
 
     Warns:
         MaskWarning: as `find`.
