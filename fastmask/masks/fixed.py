@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.bits import BitMask
-from fastmask.masks.mask import Mask
+from fastmask.masks.mask import Mask, select
 from fastmask.ops.masked_conv2d.op import Padding, Pair
 
 
@@ -61,6 +61,27 @@ class FixedMask(Mask):
         groups: int = 1,
     ) -> Tensor:
         return ops.masked_conv2d(x, weight, self.bits, bias, stride, padding, dilation, groups)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        *lists: list[str],
+    ) -> None:
+        # Ops do not look at padding bits, and counting would take them for ones.
+        given = state_dict.get(f"{prefix}bits")
+        if given is not None and given.shape == self.bits.shape:
+            try:
+                BitMask(given, self._shape)
+            except (TypeError, ValueError) as error:
+                lists[-1].append(f"{prefix}{error}")
+                return
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+
+    def effective(self, weight: Tensor) -> Tensor:
+        return select(weight, self.bits)
 
     def settings(self) -> dict[str, Any]:
         on_meta = self.bits.device.type == "meta"
