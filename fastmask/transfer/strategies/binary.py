@@ -90,8 +90,8 @@ def learn(strategy: str, config: Config, source: Source, part: Part, loss_of: Lo
         optimizer.step()
         with torch.no_grad():
             logits.clamp_(-config.logit_clamp, config.logit_clamp)
-    loss = sum(losses[-50:]) / len(losses[-50:])
-    return result(config, run, logits.detach(), loss, scale.value)
+    mean = sum(losses[-50:]) / len(losses[-50:])
+    return result(config, run, logits.detach(), mean, scale.value)
 
 
 def result(config: Config, run: str, logits: Tensor, loss: float, scale: float | None) -> Found:
