@@ -64,6 +64,13 @@ class Mask(nn.Module, ABC):
     ) -> Tensor:
         """Compute images x (B, C, H, W) through the masked weight (N, C / groups, R, T): (B, N, H', W')."""
 
+    @abstractmethod
+    def effective(self, weight: Tensor) -> Tensor:
+        """Return the masked weight itself, (S, *weight.shape), for modules that read weights by a rule.
+
+        S is the number of samples in training, else 1. Gradients reach what `linear` gives gradients.
+        """
+
     def active(self) -> BitMask:
         """The mask of evaluation, 1 = the weight takes part."""
         return BitMask(self.bits_now(), self._known_shape())
@@ -179,6 +186,18 @@ class ScoreMask(Mask):
         }  # fmt: skip
         return self._masked(ops.masked_conv2d, ops.learned_conv2d, x, weight, rest)
 
+    def effective(self, weight: Tensor) -> Tensor:
+        scores = self.own_scores()
+        if self.training:
+            return ops.learned_weight(weight, scores, **self.learned_options())
+        if self._bits_say_all():
+            return select(weight, self.bits_now())
+        return ops.learned_weight(weight, scores.detach(), **self.learned_options())
+
+    def _bits_say_all(self) -> bool:
+        """Whether an inactive weight is 0 and an active one itself."""
+        return self.off == "zero" and self.scale is None
+
     def _masked(
         self,
         masked: Callable[..., Tensor],
@@ -191,7 +210,7 @@ class ScoreMask(Mask):
         scores = self.own_scores()
         if self.training:
             return learned(x, weight, scores, **rest, **self.learned_options())
-        if self.off == "zero" and self.scale is None:
+        if self._bits_say_all():
             return masked(x, weight, self.bits_now(), **rest)
         return learned(x, weight, scores.detach(), **rest, **self.learned_options())
 
@@ -202,6 +221,12 @@ class ScoreMask(Mask):
             return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
 
         return super()._apply(move, recurse)
+
+
+def select(weight: Tensor, active: Tensor) -> Tensor:
+    """`where(active, weight, 0)` of packed bits, (1, *weight.shape)."""
+    ones = ops.unpack(active, weight.shape)
+    return torch.where(ones, weight, weight.new_zeros(())).unsqueeze(0)
 
 
 def first_scores(weight: Tensor, init: Init) -> Tensor:
