@@ -100,7 +100,8 @@ Strategy = Annotated[
         "--strategy",
         metavar="NAME",
         rich_help_panel=SWEEP,
-        help="What finds the weights to freeze: naive, editor, binary; repeat for several.",
+        help="What finds the weights to freeze: naive, editor, binary, kl, lowrank, magnitude or "
+        "random; repeat for several.",
     ),
 ]
 
@@ -132,6 +133,26 @@ Seed = Annotated[
         metavar="FIRST",
         rich_help_panel=SWEEP,
         help="The first seed; the others follow it.",
+    ),
+]
+
+Vary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vary",
+        metavar="NAME=V1,V2,...",
+        rich_help_panel=SWEEP,
+        help="Run the strategies that have this knob at each of these values too, such as "
+        "density=0.3,0.7, beta=0.1,1 or tau=0.5,2; repeat for several.",
+    ),
+]
+
+Curves = Annotated[
+    bool,
+    typer.Option(
+        "--curves",
+        rich_help_panel=SWEEP,
+        help="Vary the knobs of every strategy over a few values each: trade-off curves in the report.",
     ),
 ]
 
@@ -193,6 +214,37 @@ Hidden = Annotated[
         metavar="UNITS",
         rich_help_panel=HEAD,
         help="Units of a hidden layer of the classifier; 0 is a linear one.",
+    ),
+]
+
+Layers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--layers",
+        metavar="NAME",
+        rich_help_panel=HEAD,
+        help="Layers of the backbone to mask and fine-tune too, end to end, by name or pattern such "
+        "as 'layer4.*'; repeat for several. [dim]\\[default: the classifier's last layer alone][/dim]",
+    ),
+]
+
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy",
+        metavar="NAME",
+        rich_help_panel=HEAD,
+        help="With --layers, what becomes of batch norms: frozen, affine, per_task or shared.",
+    ),
+]
+
+Engine = Annotated[
+    str | None,
+    typer.Option(
+        "--engine",
+        metavar="grouped|loop",
+        rich_help_panel=HEAD,
+        help="Train runs that share images as one problem, or one after the other, slower.",
     ),
 ]
 
@@ -270,6 +322,17 @@ Out = Annotated[
         metavar="DIR",
         rich_help_panel=OUT,
         help=r"Run folder to write, new or empty. [dim]\[default: runs/<data>-<date>-<time>][/dim]",
+    ),
+]
+
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        "--resume",
+        metavar="DIR",
+        rich_help_panel=OUT,
+        help="Go on with the interrupted sweep in this run folder, with the settings it began with; "
+        "finished runs are kept.",
     ),
 ]
 

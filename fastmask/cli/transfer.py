@@ -35,12 +35,16 @@ FIELDS = {
     "start": "starts",
     "seeds": "seeds",
     "seed": "seed",
+    "vary": "vary",
     "density": "density",
     "beta": "beta",
     "tau": "tau",
     "samples": "samples",
     "editor_rule": "editor_rule",
     "hidden": "hidden",
+    "layers": "layers",
+    "policy": "bn_policy",
+    "engine": "engine",
     "batch": "batch",
     "target_steps": "target_steps",
     "target_lr": "target_lr",
@@ -61,8 +65,20 @@ fastmask transfer --data PACS --backbone efficientnet_lite0
 fastmask transfer --source photo --target sketch --strategy binary --seeds 1
 [dim]· one pair, one strategy, one seed[/dim]
 
+fastmask transfer --curves
+[dim]· trade-off curves too: source kept against target paid, as each knob varies[/dim]
+
+fastmask transfer --hidden 1024
+[dim]· a classifier with a hidden layer, its last layer masked[/dim]
+
+fastmask transfer --layers 'conv3' --policy affine --seeds 1
+[dim]· mask and fine-tune a layer of the backbone too, batch norms' scales learning with it[/dim]
+
 fastmask transfer --config runs/first/config.json --tau 0.5 --json
 [dim]· an earlier run's settings with one changed, and JSON for a program[/dim]
+
+fastmask transfer --resume runs/digits-20260101-120000
+[dim]· go on with a sweep that was interrupted[/dim]
 """
 
 # One line a paragraph: the terminal breaks them.
@@ -102,12 +118,17 @@ def transfer(
     start: opt.Start = None,
     seeds: opt.Seeds = None,
     seed: opt.Seed = None,
+    vary: opt.Vary = None,
+    curves: opt.Curves = False,
     density: opt.Density = None,
     beta: opt.Beta = None,
     tau: opt.Tau = None,
     samples: opt.Samples = None,
     editor_rule: opt.EditorRule = None,
     hidden: opt.Hidden = None,
+    layers: opt.Layers = None,
+    policy: opt.Policy = None,
+    engine: opt.Engine = None,
     batch: opt.Batch = None,
     target_steps: opt.TargetSteps = None,
     target_lr: opt.TargetLr = None,
@@ -116,6 +137,7 @@ def transfer(
     device: opt.Device = None,
     settings: opt.Set = None,
     out: opt.Out = None,
+    resume: opt.Resume = None,
     config: opt.From = None,
     as_json: opt.Json = False,
     quiet: opt.Quiet = False,
@@ -130,11 +152,16 @@ def transfer(
         if name in FIELDS and value is not None and value is not False and value != []
     }
     with reported(debug):
-        chosen = _configured(given, settings or [], config)
+        if resume is not None:
+            _check_alone(given, settings, config, curves)
+            chosen = _resumed(resume)
+        else:
+            chosen = _configured(given, settings or [], config)
+            chosen = _with_curves(chosen) if curves else chosen
         folder = Path(chosen.out).expanduser()
         if not no_report:
             _check_drawing()
-        report = _run(chosen, folder, not no_report, quiet, debug)
+        report = _run(chosen, folder, resume is not None, not no_report, quiet, debug)
         from fastmask.cli import summary
 
         if as_json:
@@ -161,6 +188,46 @@ def _configured(given: dict[str, Any], settings: list[str], earlier: Path | None
         return kind.from_json(fields)
     except TypeError as error:
         raise ValueError(str(error)) from error
+
+
+def _with_curves(config: Config) -> Config:
+    """The same with every knob of its strategies varied that is not varied already."""
+    from dataclasses import replace
+
+    from fastmask.transfer import variations
+
+    own = {name for name, _ in map(variations.parse, config.vary)}
+    more = tuple(
+        text
+        for text in variations.CURVES
+        if (name := variations.parse(text)[0]) not in own
+        and any(name in variations.KNOBS[strategy] for strategy in config.strategies)
+    )
+    return replace(config, vary=(*config.vary, *more))
+
+
+def _check_alone(
+    given: dict[str, Any], settings: list[str] | None, config: Path | None, curves: bool
+) -> None:
+    """Raise unless --resume came without settings: a sweep goes on as it began."""
+    others = [f"--{name.replace('_', '-')}" for name in given]
+    others += ["--set"] * bool(settings) + ["--config"] * bool(config) + ["--curves"] * curves
+    if others:
+        raise ValueError(
+            f"--resume: expected no other setting, got {', '.join(others)}: "
+            "a sweep goes on with the settings it began with"
+        )
+
+
+def _resumed(folder: Path) -> Config:
+    """The settings of the sweep in a run folder."""
+    if not (folder / "config.json").is_file():
+        raise RunFolderError(f"--resume {folder}: no folder of a sweep: it has no config.json")
+    fields = _read_config(folder / "config.json") | {"out": str(folder)}
+    try:
+        return _config().from_json(fields)
+    except (TypeError, ValueError) as error:
+        raise RunFolderError(f"--resume {folder}: config.json cannot be used ({error})") from error
 
 
 def _check_drawing() -> None:
@@ -211,16 +278,18 @@ def _new_folder(data: str) -> Path:
     return Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def _run(config: Config, folder: Path, draw: bool, quiet: bool, debug: bool) -> Path | None:
+def _run(
+    config: Config, folder: Path, resume: bool, draw: bool, quiet: bool, debug: bool
+) -> Path | None:
     """Run the study and draw its report; where it stops early, say what is kept."""
     from fastmask.report import render
     from fastmask.transfer import run
 
     # The rows of an earlier run in the same folder are none of this run's.
-    occupied = (folder / "results.csv").exists()
+    occupied = (folder / "results.csv").exists() and not resume
     try:
         with meter(Console(stderr=True), quiet) as progress:
-            run(config, progress=progress)
+            run(config, progress=progress, resume=resume)
             if draw:
                 progress("drawing the report", 0, 1)
                 report = render(folder)
@@ -254,5 +323,6 @@ def _kept(folder: Path) -> str | None:
         return None
     return (
         f"{n} finished run{'s are' if n > 1 else ' is'} kept in {folder / 'results.csv'}; "
+        f"go on with: fastmask transfer --resume {shlex.quote(str(folder))}; "
         f"draw what there is with: fastmask report {shlex.quote(str(folder))}"
     )

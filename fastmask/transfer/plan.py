@@ -20,6 +20,11 @@ class Run:
     seed: int
     setting: str = ""
 
+    @property
+    def key(self) -> tuple[str, str, str, str, int, str]:
+        """What its row is found by."""
+        return self.source, self.target, self.strategy, self.start, self.seed, self.setting
+
     def __str__(self) -> str:
         at = f" at {self.setting}" if self.setting else ""
         return (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,15 +12,12 @@ import torch
 from fastmask import backbones, data
 from fastmask.data import Features
 from fastmask.report import Row
-from fastmask.transfer import source as stage_1
-from fastmask.transfer import target as stage_3
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain, prepare
-from fastmask.transfer.head import accuracy
-from fastmask.transfer.plan import Group, Run, plan, variants
+from fastmask.transfer.plan import Group, plan
 from fastmask.transfer.records import Recorder, describe
-from fastmask.transfer.source import Source
-from fastmask.transfer.strategies import FIND, Found
+from fastmask.transfer.stages import fine_tune, learn
+from fastmask.transfer.workers import one_thread
 
 Progress = Callable[[str, int, int], None]
 
@@ -34,50 +31,46 @@ class Result:
     config: Config
 
 
-@dataclass(frozen=True, eq=False)
-class _Learned:
-    """A source-trained head, its test accuracy, and its masks by strategy and setting."""
-
-    source: Source
-    before: float
-    masks: dict[tuple[str, str], Found]
-
-
 def run(
     config: Config,
     progress: Progress | None = None,
     *,
     features: Mapping[str, Features] | None = None,
     classes: tuple[str, ...] | None = None,
+    resume: bool = False,
 ) -> Result:
     """Train on each source, find what it needs, freeze that, fine-tune on each target, test on both.
 
     The run folder `config.out` is claimed before any work, and every row and mask is on the disk as soon
-    as it is finished: an error or Ctrl-C loses only the run that was going on.
+    as its group is finished: an error, Ctrl-C or `kill -9` loses only what was going on.
 
     Args:
         config: all settings.
         progress: called with a label, things done and things in all.
         features: features by domain in place of those of `config.data` and `config.backbone`.
         classes: names of the classes, with `features`; None numbers them.
+        resume: go on with the interrupted sweep of these settings in `config.out`. Finished runs are kept
+            and not done again; the table ends up as if nothing had been interrupted.
 
     Returns:
         Rows and folder.
 
     Raises:
-        RunFolderError: the folder cannot be written to, or holds something already.
+        RunFolderError: the folder cannot be written to, holds something already, or is in use; with
+            `resume`, what it holds is another sweep, or rests on other data or another backbone.
         DataError, WeightsError, MissingPackage: data or backbone cannot be used (see fastmask.data).
         ValueError: a domain is unknown, or a source has fewer rows than a batch has masks.
         TrainingDiverged: a loss or logit left the finite numbers; names run and step.
         FrozenEntriesMoved: a frozen entry moved, which would be a fault in fastmask.
         KeyboardInterrupt: after Ctrl-C; says what is kept.
 
-    Deterministic: given settings and features, whatever the number of threads. A run's result does not
-        depend on which other runs the sweep has, nor on their order.
+    Deterministic: given settings and features, whatever the number of threads, interrupted or not. With
+        `engine="loop"` a run's bits do not depend on which other runs the sweep has; `grouped` adds up in
+        an order that does, to the last bits of a float32.
     Source: arXiv 2308.13957, 3 to 6.
     """
     device = _device(config.device)
-    recorder = Recorder(config)
+    recorder = Recorder(config, resume)
     try:
         features, classes, of_data = _features(config, features, classes, progress)
         domains = prepare(features, classes, config.holdout > 0, device)
@@ -89,9 +82,11 @@ def run(
         recorder.discard()
         raise
     try:
-        with _one_thread():
-            learned = _learn(config, domains, classes, groups, recorder, progress)
-            _fine_tune(config, domains, groups, learned, recorder, progress)
+        with one_thread() as workers:
+            if device.type != "cpu":
+                workers = 1
+            learned = learn(config, domains, classes, groups, recorder, workers, progress)
+            fine_tune(config, domains, groups, learned, recorder, workers, progress)
         recorder.metric("finished", runs=len(recorder.rows))
     except KeyboardInterrupt:
         kept = f"{len(recorder.rows)} of {planned} runs are kept in {recorder.folder}"
@@ -102,99 +97,13 @@ def run(
         raise
     finally:
         recorder.close()
-    return Result(tuple(recorder.rows), recorder.folder, config)
+    return Result(_in_order(recorder.rows, groups), recorder.folder, config)
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run torch on one CPU thread, and as before afterwards.
-
-    Heads are small: a step of 64 rows by 1,280 features by 7 classes takes less time on one thread than
-    several take to meet, most of all on a busy machine, and sums do not depend on how many there are.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _learn(
-    config: Config,
-    domains: Mapping[str, Domain],
-    classes: tuple[str, ...],
-    groups: tuple[Group, ...],
-    recorder: Recorder,
-    progress: Progress | None,
-) -> dict[tuple[str, int], _Learned]:
-    """Stages 1 and 2: a head and its masks for each source and seed, shared by all targets."""
-    keys = list(dict.fromkeys((run.source, run.seed) for group in groups for run in group.runs))
-    found: dict[tuple[str, int], _Learned] = {}
-    for done, (domain, seed) in enumerate(keys):
-        _say(progress, "source heads and their masks", done, len(keys))
-        part, test = domains[domain].train, domains[domain].test
-        source = stage_1.train(config, domain, part, len(classes), seed)
-        before = accuracy(source.head, test.x, test.y)
-        recorder.metric("source", source=domain, seed=seed, loss=source.loss, accuracy=before)
-        masks: dict[tuple[str, str], Found] = {}
-        for strategy, setting in _masks(config):
-            found_mask = FIND[strategy](config.at(setting), source, part)
-            masks[strategy, setting] = found_mask
-            recorder.mask(source, strategy, setting, found_mask, classes)
-        found[domain, seed] = _Learned(source, before, masks)
-    _say(progress, "source heads and their masks", len(keys), len(keys))
-    return found
-
-
-def _masks(config: Config) -> tuple[tuple[str, str], ...]:
-    """(strategy, setting) of every mask of a source."""
-    found = dict.fromkeys((strategy, setting) for strategy, _, setting in variants(config))
-    return tuple(key for key in found if key[0] in config.strategies)
-
-
-def _fine_tune(
-    config: Config,
-    domains: Mapping[str, Domain],
-    groups: tuple[Group, ...],
-    learned: Mapping[tuple[str, int], _Learned],
-    recorder: Recorder,
-    progress: Progress | None,
-) -> None:
-    """Stage 3: group after group; runs of a group share rows and their order."""
-    planned = sum(len(group.runs) for group in groups)
-    for group in groups:
-        for run in group.runs:
-            _say(progress, "fine-tuning on targets", len(recorder.rows), planned)
-            row, loss = _one(config, domains, learned[run.source, run.seed], run)
-            recorder.row(row, loss)
-    _say(progress, "fine-tuning on targets", planned, planned)
-
-
-def _one(
-    config: Config, domains: Mapping[str, Domain], learned: _Learned, run: Run
-) -> tuple[Row, float]:
-    """Fine-tune and test one run."""
-    found = learned.masks.get((run.strategy, run.setting))
-    frozen = None if found is None else found.frozen
-    head, loss = stage_3.fine_tune(config, learned.source, run, domains[run.target].train, frozen)
-    on = {
-        name: accuracy(head, domains[name].test.x, domains[name].test.y)
-        for name in (run.source, run.target)
-    }
-    row = Row(
-        run.source,
-        run.target,
-        run.strategy,
-        run.start,
-        run.seed,
-        0.0 if frozen is None else frozen.density,
-        on[run.source],
-        on[run.target],
-        learned.before,
-        run.setting,
-    )
-    return row, loss
+def _in_order(rows: Sequence[Row], groups: tuple[Group, ...]) -> tuple[Row, ...]:
+    """Rows in the order of the plan, whenever they were finished."""
+    place = {run.key: i for i, run in enumerate(run for group in groups for run in group.runs)}
+    return tuple(sorted(rows, key=lambda row: place[row.key]))
 
 
 def _features(
@@ -208,7 +117,8 @@ def _features(
         if classes is None:
             most = max((int(f.y.max()) for f in features.values() if len(f.y)), default=-1)
             classes = tuple(str(i) for i in range(most + 1))
-        return features, classes, {"data": "features given in memory"}
+        said = {"data": "features given in memory", "data_fingerprint": _fingerprint(features)}
+        return features, classes, said
     if classes is not None:
         raise ValueError("classes: they go with features; data has names of its own")
     domains = data.load(
@@ -236,6 +146,15 @@ def _features(
     return found, domains.classes, said
 
 
+def _fingerprint(features: Mapping[str, Features]) -> str:
+    digest = hashlib.sha256()
+    for name, given in features.items():
+        digest.update(f"{name}\0{tuple(given.x.shape)}\0".encode())
+        for tensor in (given.x, given.y, given.train, given.test, given.val):
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _check_samples(
     config: Config, domains: Mapping[str, Domain], groups: tuple[Group, ...]
 ) -> None:
@@ -256,8 +175,3 @@ def _device(name: str) -> torch.device:
         why = str(error).splitlines()[0]
         raise ValueError(f"device: expected one that works here, got {name!r} ({why})") from error
     return device
-
-
-def _say(progress: Progress | None, label: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(label, done, total)

@@ -15,7 +15,7 @@ import torch
 from fastmask.data import Features
 from fastmask.errors import DataError, RunFolderError, TrainingDiverged
 from fastmask.report import read_rows
-from fastmask.transfer import Config, run, sweep
+from fastmask.transfer import Config, records, run, stages, sweep
 
 Settings = Callable[..., Config]
 
@@ -127,68 +127,65 @@ def test_an_unwritable_folder_is_named_before_any_work(
 def test_a_disk_that_fills_up(
     settings: Settings, features: dict[str, Features], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from fastmask.transfer import records
-
-    calls = 0
-
     def full(_: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 3:
-            raise OSError(28, "No space left on device")
+        raise OSError(28, "No space left on device")
+
+    def fill(label: str, done: int, total: int) -> None:
+        if label == "fine-tuning on targets" and done == 8:
+            monkeypatch.setattr(records.os, "fsync", full)
 
     config = settings(strategies=())
-    monkeypatch.setattr(records.os, "fsync", full)
     with pytest.raises(RunFolderError, match="results.csv: cannot be written .*No space left"):
-        run(config, features=features)
+        run(config, fill, features=features)
     monkeypatch.undo()
-    # The first call was for environment.json.
-    assert len(read_rows(Path(config.out) / "results.csv")) >= 2
+    assert len(read_rows(Path(config.out) / "results.csv")) >= 8
 
 
-def test_divergence_keeps_the_rows_before_it(
-    settings: Settings, features: dict[str, Features], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("engine", ["loop", "grouped"])
+def test_divergence_keeps_the_groups_before_it(
+    engine: str,
+    settings: Settings,
+    features: dict[str, Features],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest, done = sweep.stage_3.fine_tune, 0
+    stage: Any = stages.stage_3 if engine == "loop" else stages.grouped.target
+    honest = stage.fine_tune
 
-    def sometimes(*given: Any) -> Any:
-        nonlocal done
-        done += 1
-        if done == 6:
-            given = (
-                dataclasses.replace(given[0], target_lr=1e30, target_weight_decay=1.0),
-                *given[1:],
-            )
-        return honest(*given)
+    def sometimes(config: Config, *given: Any) -> Any:
+        of_it = given[1] if engine == "loop" else given[0][0][0]
+        if of_it.target == "film":
+            config = dataclasses.replace(config, target_lr=1e30, target_weight_decay=1.0)
+        return honest(config, *given)
 
-    config = settings()
-    monkeypatch.setattr(sweep.stage_3, "fine_tune", sometimes)
+    config = settings(engine=engine)
+    monkeypatch.setattr(stage, "fine_tune", sometimes)
     with pytest.raises(
-        TrainingDiverged, match=r"^run \w+ -> \w+, \w+ from [\w-]+, seed 0: the loss is"
+        TrainingDiverged, match=r"^run \w+ -> film, \w+ from [\w-]+, seed 0: the loss is"
     ):
         run(config, features=features)
     folder = Path(config.out)
-    assert len(read_rows(folder / "results.csv")) == 5
+    assert {row.target for row in read_rows(folder / "results.csv")} == {"ink", "oil"}
+    assert len(read_rows(folder / "results.csv")) == 28
     assert len(list((folder / "masks").iterdir())) == 9
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["event"] == "failed" and last["runs"] == 5 and "TrainingDiverged" in last["error"]
+    assert last["event"] == "failed" and last["runs"] == 28 and "TrainingDiverged" in last["error"]
 
 
 def test_ctrl_c_keeps_what_is_finished(settings: Settings, features: dict[str, Features]) -> None:
     def impatient(label: str, done: int, total: int) -> None:
-        if label == "fine-tuning on targets" and done == 4:
+        if label == "fine-tuning on targets" and done == 14:
             raise KeyboardInterrupt
 
     config = settings()
-    with pytest.raises(KeyboardInterrupt, match="4 of 42 runs are kept in"):
+    with pytest.raises(KeyboardInterrupt, match="14 of 42 runs are kept in"):
         run(config, impatient, features=features)
     folder = Path(config.out)
     rows = read_rows(folder / "results.csv")
-    assert len(rows) == 4 and len(list((folder / "masks").iterdir())) == 9
+    assert len(rows) == 14 and len(list((folder / "masks").iterdir())) == 9
     events = [
         json.loads(line)["event"] for line in (folder / "metrics.jsonl").read_text().splitlines()
     ]
-    assert events.count("run") == 4 and events[-1] == "interrupted"
+    assert events.count("run") == 14 and events[-1] == "interrupted"
 
 
 def test_a_mask_that_freezes_nothing_is_named_and_the_sweep_goes_on(
