@@ -232,3 +232,14 @@ def test_grouped_depthwise_padded_and_biasless_convolutions_are_taken(
     masked = fastmask.mask_(nn.Sequential(layer), FixedMask(BitMask.ones(layer.weight.shape)))
     assert masked.converted == ("0",) and type(layer) is MaskedConv2d
     assert_same_bits(layer(x).detach(), want)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_in_shared_memory_it_computes_the_same(learned: bool) -> None:
+    template = ThresholdMask("kaiming") if learned else FixedMask(BitMask.from_bool(mask(3, 4)))
+    model = nn.Sequential(MaskedLinear(4, 3, mask=template))
+    x = values(2, 4)
+    want = model(x).detach()
+    model.share_memory()
+    assert all(t.is_shared() for t in [*model.parameters(), *model.buffers()])
+    assert_same_bits(model(x).detach(), want)
