@@ -1,5 +1,6 @@
 """Tables, figures and the page of a run, drawn from its folder alone."""
 
+from fastmask.report.mask_rows import MaskRow, read_mask_rows
 from fastmask.report.metrics import (
     Spread,
     keeps_source_best,
@@ -14,6 +15,7 @@ from fastmask.report.rows import Row, read_rows
 from fastmask.report.run_folder import RunFolder, read_run
 
 __all__ = [
+    "MaskRow",
     "Row",
     "RunFolder",
     "Spread",
@@ -21,6 +23,7 @@ __all__ = [
     "mean_source_gain",
     "mean_target_change",
     "paired_difference",
+    "read_mask_rows",
     "read_rows",
     "read_run",
     "render",

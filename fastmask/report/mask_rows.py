@@ -61,5 +61,7 @@ def _row(cells: Mapping[str, str], where: str) -> MaskRow:
         cells["setting"],
         csv_table.share(cells, "frozen_density", where),
         csv_table.share(cells, "positive_share", where) if cells["positive_share"] else None,
-        *(csv_table.share(cells, name, where) for name in MASK_COLUMNS[6:]),
+        csv_table.share(cells, "source_accuracy", where),
+        csv_table.share(cells, "kept_accuracy", where),
+        csv_table.share(cells, "inverted_accuracy", where),
     )

@@ -10,6 +10,7 @@ from typing import Any
 from fastmask.errors import MaskFileError, RunFolderError
 from fastmask.report import metrics
 from fastmask.report.mask_file import MaskFile, open_mask
+from fastmask.report.mask_rows import MaskRow, read_mask_rows
 from fastmask.report.rows import MASKED, Row, read_rows
 
 
@@ -17,12 +18,14 @@ from fastmask.report.rows import MASKED, Row, read_rows
 class RunFolder:
     """What a run left behind; `masks` is keyed by (source, strategy, seed).
 
-    `rows` are the runs at the sweep's own settings, `varied` those with a knob varied.
+    `rows` are the runs at the sweep's own settings, `varied` those with a knob varied. `mask_rows` are of
+    either; a run of an older version has none.
     """
 
     path: Path
     rows: tuple[Row, ...]
     varied: tuple[Row, ...]
+    mask_rows: tuple[MaskRow, ...]
     config: dict[str, Any]
     environment: dict[str, Any]
     masks: dict[tuple[str, str, int], MaskFile]
@@ -59,7 +62,8 @@ def read_run(path: Path) -> RunFolder:
     """Read a run folder.
 
     Raises:
-        RunFolderError: a file is missing, or results.csv, config.json or environment.json is damaged.
+        RunFolderError: a file is missing, or results.csv, masks.csv, config.json or environment.json is
+            damaged.
         MaskFileError: a file under masks/ is damaged.
     """
     if not path.is_dir():
@@ -67,6 +71,8 @@ def read_run(path: Path) -> RunFolder:
     found = read_rows(path / "results.csv")
     rows = tuple(row for row in found if not row.setting)
     varied = tuple(row for row in found if row.setting)
+    table = path / "masks.csv"
+    mask_rows = tuple(read_mask_rows(table)) if table.exists() else ()
     config = _read_object(path / "config.json")
     environment = _read_object(path / "environment.json")
     folder = path / "masks"
@@ -76,7 +82,7 @@ def read_run(path: Path) -> RunFolder:
         (mask.source, mask.strategy, mask.seed): mask
         for mask in map(open_mask, sorted(folder.glob("*.safetensors")))
     }
-    return RunFolder(path, rows, varied, config, environment, masks)
+    return RunFolder(path, rows, varied, mask_rows, config, environment, masks)
 
 
 def _read_object(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from report.synthetic_run import COLUMNS, make_run
 from safetensors.numpy import load_file, save_file
 
 from fastmask.errors import MaskFileError, RunFolderError
-from fastmask.report import read_rows, read_run, render
+from fastmask.report import MaskRow, read_mask_rows, read_rows, read_run, render
 from fastmask.report.mask_file import open_mask
+from fastmask.report.mask_rows import MASK_COLUMNS
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,46 @@ def test_damaged_line_is_named(tmp_path: Path, line: str, said: str) -> None:
     with pytest.raises(RunFolderError) as caught:
         read_rows(path)
     assert said in str(caught.value) and "results.csv" in str(caught.value)
+
+
+MASK_HEAD = (
+    "source,strategy,seed,setting,frozen_density,positive_share,source_accuracy,kept_accuracy,"
+    "inverted_accuracy"
+)
+MASK_LINE = "a,binary,0,beta=0.3,0.8,0.7,0.9,0.85,0.2"
+
+
+def test_mask_table_reads_back_as_written(tmp_path: Path) -> None:
+    path = tmp_path / "masks.csv"
+    path.write_text(f"{MASK_HEAD}\n{MASK_LINE}\na,naive,1,,0.3,,0.9,0.5,0.4\n")
+    assert ",".join(MASK_COLUMNS) == MASK_HEAD
+    assert tuple(field.name for field in fields(MaskRow)) == MASK_COLUMNS
+    assert read_mask_rows(path) == [
+        MaskRow("a", "binary", 0, "beta=0.3", 0.8, 0.7, 0.9, 0.85, 0.2),
+        MaskRow("a", "naive", 1, "", 0.3, None, 0.9, 0.5, 0.4),
+    ]
+
+
+@pytest.mark.parametrize(
+    "line, said",
+    [
+        ("a,binary,0,,0.8,0.7,0.9", "line 3: cut off before kept_accuracy"),
+        ("a,binary,0,,0.8,1.7,0.9,0.85,0.2", "line 3: positive_share 1.7 is no share"),
+        ("a,binary,0,,0.8,,0.9,0.85,inf", "line 3: inverted_accuracy inf is no share"),
+        ("a,binary,0,,0.8,,,0.85,0.2", "line 3: source_accuracy '' is no number"),
+        ("a,binary,,,0.8,,0.9,0.85,0.2", "line 3: seed '' is no whole number"),
+        ("a,,0,,0.8,,0.9,0.85,0.2", "line 3: strategy is empty"),
+        (MASK_LINE, "line 3: the mask of line 2 again"),
+    ],
+)
+def test_damaged_line_of_the_mask_table_is_named(run: Path, line: str, said: str) -> None:
+    (run / "masks.csv").write_text(f"{MASK_HEAD}\n{MASK_LINE}\n{line}\n")
+    with pytest.raises(RunFolderError) as caught:
+        read_run(run)
+    assert said in str(caught.value) and "masks.csv" in str(caught.value)
+    (run / "masks.csv").write_text(MASK_HEAD.replace(",seed", "") + "\n")
+    with pytest.raises(RunFolderError, match="lacks seed"):
+        read_run(run)
 
 
 def test_header_without_a_column_is_named(tmp_path: Path) -> None:
