@@ -272,6 +272,10 @@ def test_refused_gradients_change_nothing(masked: Any, plain: Any, options: dict
         masked([expanded], **options, frozen={expanded: BITS}, compact=True).step()
     run(optimizer, 1)
     assert all(moment.isfinite().all() for moment in moments(optimizer, params[0]))
+    params[0].data, params[0].grad = values(64, 63), values(64, 63)
+    with pytest.raises(ValueError, match=r"frozen\[0\]: expected"):
+        optimizer.step()
+    assert_same_bits(params[0], values(64, 63))
 
 
 @settings(deadline=None, max_examples=40)
