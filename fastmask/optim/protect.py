@@ -156,8 +156,8 @@ class Protection:
         """Whether the call whose start was captured is still running, that is, on the stack."""
         if self._call is None:
             return False
-        # Nothing less tells a step within a step from one that raised: torch calls no hook then, the traceback
-        # keeps the dead frame and all its objects, and a compiled step runs its hooks from other frames.
+        # Nothing less tells a step within a step from one that raised: torch calls no hook then, and the
+        # traceback keeps the dead frame and all its objects.
         frame: FrameType | None = sys._getframe(1)
         while frame is not None and frame.f_locals.get("kwargs") is not self._call:
             frame = frame.f_back
