@@ -234,7 +234,7 @@ def raise_faults(name: str, faults: list[str]) -> None:
         return
     shown = faults[:NAMED]
     if len(faults) > NAMED:
-        shown.append(f"and {len(faults) - NAMED} more")
+        shown.append(f"and {len(faults) - NAMED} more; `fastmask data check` names all")
     heading = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
     raise DataError(f"{name}: {heading} in the data\n" + "\n".join(f"  {line}" for line in shown))
 

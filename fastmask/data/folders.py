@@ -205,10 +205,15 @@ def inspect(
     """What `look` says of each file, several at a time."""
     found = []
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done, said in enumerate(pool.map(look, paths), start=1):
-            found.append(said)
-            if progress and (done % 256 == 0 or done == len(paths)):
-                progress("reading pictures", done, len(paths))
+        try:
+            for done, said in enumerate(pool.map(look, paths), start=1):
+                found.append(said)
+                if progress and (done % 256 == 0 or done == len(paths)):
+                    progress("reading pictures", done, len(paths))
+        except BaseException:
+            # Ctrl-C would otherwise wait for every file that is still to be read.
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return found
 
 

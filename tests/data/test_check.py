@@ -225,6 +225,20 @@ def test_few_test_pictures_are_a_warning(pictures: Write) -> None:
     assert FEW == 5
 
 
+def test_remarks_of_the_decoder_stay_off_the_terminal(pictures: Write) -> None:
+    folder = pictures(GOOD)
+    whole = file(plain(960), "TIFF", description="a dog")
+    # The count in the entry of tag 270: Pillow passes over a tag larger than the file and warns.
+    place = whole.index((270).to_bytes(2, "little") + (2).to_bytes(2, "little")) + 4
+    put("art/dog/z.tif", whole[:place] + b"\0\0\0\1" + whole[place + 4 :])(folder)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        report = data.check(folder)
+        assert not said and not report.errors
+        data.load(folder)
+        assert said, "the picture has something to remark on"
+
+
 def test_a_bomb_is_named_unopened(pictures: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pictures(GOOD)
     put("art/dog/z.png", encoded(1, side=13))(folder)
@@ -291,6 +305,8 @@ def test_arguments_are_checked(pictures: Write, tmp_path: Path) -> None:
     folder = pictures(GOOD)
     with pytest.raises(DataError, match="there is no such folder; expected DIR/domain/class/image"):
         data.check(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="the digits are drawn by fastmask"):
+        data.check("digits")
     with pytest.raises(DataError, match="splits: there is no such folder: .*nowhere"):
         data.check(folder, tmp_path / "nowhere")
     with pytest.raises(TypeError, match="folder: expected a folder, got int"):
@@ -321,73 +337,6 @@ def test_names_that_are_not_utf8_are_named(pictures: Write) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 names alone")
     assert named(data.check(folder)) == {"name": ["art/dog/\udcff.png"]}
-
-
-def lists(place: Path, base: int = 1, **parts: range) -> Path:
-    """A list a domain and part, labels counting from `base`."""
-    place.mkdir(exist_ok=True)
-    for domain in GOOD:
-        for part, rows in parts.items():
-            lines = [
-                f"{domain}/{name}/p{row:02}.png {label}"
-                for label, name in enumerate(("cat", "dog"), base)
-                for row in rows
-            ]
-            (place / f"{domain}_{part}.txt").write_text("\n".join(lines) + "\n")
-    return place
-
-
-@pytest.mark.parametrize("base", [0, 1])
-def test_lists_that_fit_have_no_findings(pictures: Write, tmp_path: Path, base: int) -> None:
-    folder = pictures(GOOD)
-    given_lists = lists(tmp_path / "lists", base, train=range(10), test=range(10, 20))
-    report = data.check(folder, given_lists)
-    assert report.findings == () and report.splits == str(given_lists)
-    assert loads(folder, given_lists)
-
-
-def test_all_faults_of_lists_are_named_at_once(pictures: Write, tmp_path: Path) -> None:
-    folder = pictures(GOOD)
-    place = lists(tmp_path / "lists", train=range(10), test=range(10, 20))
-    (place / "photo_test.txt").unlink()
-    art = place / "art_train.txt"
-    art.write_text(
-        art.read_text().replace("p01.png 1", "p99.png 1").replace("p02.png 2", "p02.png")
-    )
-    (place / "art_test.txt").write_bytes(b"art/dog/\xff.png 1\n")
-    put("art/dog/p03.png", b"")(folder)
-    found = named(data.check(folder, place))
-    assert [line.split(" (")[0] for line in found["lists"]] == [
-        "art_train.txt:13: expected 'domain/class/file label', got 'art/dog/p02.png'",
-        "art_test.txt: cannot be read",
-        "photo: no photo_test_kfold.txt and no photo_test.txt",
-        "art_train.txt:2: there is no art/cat/p99.png",
-    ]
-    # A broken file that a list names is a broken file, not a missing one.
-    assert found["empty"] == ["art/dog/p03.png: empty file"]
-    assert not loads(folder, place)
-
-
-def test_lists_that_leave_a_class_out_are_an_error(pictures: Write, tmp_path: Path) -> None:
-    folder = pictures(GOOD)
-    place = lists(tmp_path / "lists", train=range(10), test=range(10, 20))
-    path = place / "art_test.txt"
-    path.write_text("".join(line for line in path.read_text().splitlines(True) if "cat" in line))
-    found = named(data.check(folder, place))
-    assert found["sides"] == ["art/dog: no image in the test part"]
-    assert found["in-no-list"] == [f"art/dog/p{row}.png" for row in range(10, 20)]
-    assert not loads(folder, place)
-
-
-def test_copies_across_the_sides_of_lists_are_named(pictures: Write, tmp_path: Path) -> None:
-    folder = pictures(GOOD)
-    copy("art/dog/p00.png", "art/dog/p10.png")(folder)
-    copy("art/cat/p01.png", "photo/cat/p11.png")(folder)
-    place = lists(tmp_path / "lists", train=range(10), test=range(10, 20))
-    found = named(data.check(folder, place))
-    assert found["copies-listed"] == ["art/dog/p10.png"]
-    assert found["copies-sides"] == ["photo/cat/p11.png: trained on as art/cat/p01.png"]
-    assert loads(folder, place)
 
 
 def test_every_kind_is_proved_and_has_words() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from picture_files import encoded
 
 from fastmask import data
-from fastmask.data import images
+from fastmask.data import folders, images
 from fastmask.errors import DataError
 
 Write = Callable[[dict[str, dict[str, int]]], Path]
@@ -123,7 +124,8 @@ def test_twenty_faults_are_named_and_the_rest_counted(pictures: Write) -> None:
     for file in (folder / "art" / "dog").iterdir():
         file.write_bytes(b"")
     said = message(folder)
-    assert said.count("empty file") == 20 and said.endswith("and 5 more") and "25 faults" in said
+    assert said.count("empty file") == 20 and "25 faults" in said
+    assert said.endswith("and 5 more; `fastmask data check` names all")
 
 
 def test_classes_that_cannot_be_split_are_refused(pictures: Write) -> None:
@@ -161,3 +163,19 @@ def test_progress_counts_the_files(pictures: Write) -> None:
     seen: list[tuple[str, int, int]] = []
     data.load(pictures(GOOD), progress=lambda *said: seen.append(said))
     assert seen == [("reading pictures", 14, 14)]
+
+
+def test_an_interrupted_reading_leaves_the_rest_unread(tmp_path: Path) -> None:
+    read: list[Path] = []
+
+    def interrupt(label: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    def look(path: Path) -> None:
+        time.sleep(1e-3)
+        read.append(path)
+
+    with pytest.raises(KeyboardInterrupt):
+        folders.inspect([tmp_path] * 5000, look, interrupt)
+    # 256 until progress is told of, and what was in the eight hands or came in since.
+    assert 256 <= len(read) < 4000

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fastmask.data import images
@@ -136,3 +138,37 @@ def test_pixels_without_an_agreed_range_are_refused() -> None:
 def test_a_missing_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         images.read(tmp_path / "gone.png")
+
+
+KINDS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+CHANGES = st.lists(
+    st.tuples(st.integers(0, 2**20), st.integers(0, 255), st.sampled_from(["set", "cut", "add"])),
+    max_size=6,
+)
+
+
+@given(st.sampled_from(KINDS), st.booleans(), CHANGES, st.none() | st.floats(0, 1))
+@settings(max_examples=300)
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
+def test_damage_of_any_kind_is_a_picture_error_or_a_picture(
+    kind: str, early: bool, changes: list[tuple[int, int, str]], cut: float | None
+) -> None:
+    """Decoders raise what they like: nothing of it may reach a user, and `traits` must not add to it."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
+    first, second = (Image.fromarray(pixels) for pixels in noise)
+    several = (
+        {"save_all": True, "append_images": [second]} if kind in ("GIF", "TIFF", "WEBP") else {}
+    )
+    content = bytearray(file(first, kind, **several))
+    for place, value, how in changes:
+        # Half of the examples damage headers, where the decisions are.
+        at = place % max(min(len(content), 64 if early else len(content)), 1)
+        content[at : at + (how != "add")] = b"" if how == "cut" else bytes([value])
+    damaged = bytes(content[: None if cut is None else round(cut * len(content))])
+    said = images.fault(damaged)
+    try:
+        decoded = images.decode(damaged)
+    except images.PictureError:
+        return
+    assert said is None and decoded.dtype == torch.uint8 and decoded.shape[0] == 3
+    images.traits(damaged)
