@@ -234,7 +234,13 @@ def passed_over(folder: Path, layout: Layout) -> list[tuple[Path, str]]:
     def add(place: Path, taken: Container[str], why: str) -> None:
         with suppress(OSError):
             children = sorted(place.iterdir())
-            found.extend((p, why) for p in children if p.name not in taken and not _litter(p))
+            found.extend(
+                (p, why)
+                for p in children
+                if p.name not in taken
+                and not _litter(p)
+                and below(p, folder) not in layout.unlisted
+            )
 
     add(folder, layout.files, "no domain: it holds no class folders")
     for domain, classes in layout.files.items():

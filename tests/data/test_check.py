@@ -274,9 +274,14 @@ def test_what_may_not_be_read_is_named_and_not_taken_for_empty(
     pictures: Write, forbidden: set[str]
 ) -> None:
     folder = pictures({**GOOD, "sketch": {"dog": 3, "cat": 3, "elk": 3}})
-    forbidden |= {"elk", "p01.png"}
+    (folder / "clay").mkdir()
+    forbidden |= {"elk", "clay", "p01.png"}
     found = named(data.check(folder))
-    assert found["unlisted"] == ["sketch/elk: cannot be listed (Permission denied)"]
+    assert found["unlisted"] == [
+        "clay: cannot be listed (Permission denied)",
+        "sketch/elk: cannot be listed (Permission denied)",
+    ]
+    assert "passed-over" not in found
     assert len(found["unreadable"]) == 6
     assert found["unreadable"][0] == "art/cat/p01.png: cannot be read (Permission denied)"
     assert "no-images" not in found
