@@ -96,7 +96,8 @@ class Config:
         editor_k: k of the rule `std`.
         editor_share: share that the rule `quantile` freezes, in (0, 1).
         lowrank_energy: share of the sum of squared singular values whose directions `lowrank` keeps,
-            in (0, 1).
+            in (0, 1); of the rest of its edit it takes the editor's settings, but always freezes the
+            smallest `editor_share`.
         target_steps: SGD steps of stage 3.
         target_lr: its step; with a schedule, the first.
         layers_target_lr: the same for `layers`, in the mean squared length of the pretrained weights of one
@@ -160,7 +161,7 @@ class Config:
     editor_rule: Literal["std", "quantile"] = "std"
     editor_k: float = 1.0
     editor_share: float = 0.55
-    lowrank_energy: float = 0.9
+    lowrank_energy: float = 0.5
     target_steps: int = 100
     target_lr: float = 60.0
     layers_target_lr: float = 0.1

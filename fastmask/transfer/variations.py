@@ -6,10 +6,10 @@ from typing import Any
 
 # What each strategy's mask can be varied by. Learning rates of stage 3 are no knobs of a mask.
 _LEARNED = ("density", "beta", "tau", "samples", "logit_init", "mask_steps", "mask_lr")
-_EDITED = ("editor_share", "editor_k", "editor_beta", "editor_steps", "editor_tolerance")
+_EDITED = ("editor_share", "editor_beta", "editor_steps", "editor_tolerance")
 KNOBS: dict[str, tuple[str, ...]] = {
     "naive": ("naive_k",),
-    "editor": _EDITED,
+    "editor": (*_EDITED, "editor_k"),
     "binary": _LEARNED,
     "kl": _LEARNED,
     "lowrank": (*_EDITED, "lowrank_energy"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +45,42 @@ def find(config: Config, source: Source, part: Part) -> Found:
 
     Source: arXiv 2308.13957, 5.2.
     """
+    weight = source.trained[MASKED]
+    cap = config.editor_cap * float(weight.std())
+
+    def hold(edit: Tensor) -> None:
+        edit.clamp_(-cap, cap)
+
+    edit, notes = learn("editor", config, source, part, weight.shape, lambda edit: edit, hold)
     run = f"editor mask of {source.domain}, seed {source.seed}"
+    return Found(least_edited(edit.abs(), config, run), edit, notes)
+
+
+def learn(
+    strategy: str,
+    config: Config,
+    source: Source,
+    part: Part,
+    shape: torch.Size,
+    edit_of: Callable[[Tensor], Tensor],
+    hold: Callable[[Tensor], None],
+) -> tuple[Tensor, dict[str, float]]:
+    """Minimise the objective of `find` over coordinates c of an edit `dW = edit_of(c)` by Adam.
+
+    `edit_of` is linear and keeps lengths, so that a step of all c moves an entry of dW as far on the mean
+    square, however few c there are: steps and first values are in `std(W) * sqrt(entries / coordinates)`.
+
+    Args:
+        strategy: its name: of the run, and the key of what it draws.
+        config, source, part: as for `find`.
+        shape: of c.
+        edit_of: dW (N, K) from c.
+        hold: brings c, in place, back to where |dW| is within its bound.
+
+    Returns:
+        The last edit within the tolerance, and the figures of its run.
+    """
+    run = f"{strategy} mask of {source.domain}, seed {source.seed}"
     weight, bias = source.trained[MASKED], source.trained["output.bias"]
     inputs = source.head.last_input(source.head.inputs(part.x))
     unedited = functional.log_softmax(functional.linear(inputs, weight, bias), 1)
@@ -55,37 +92,39 @@ def find(config: Config, source: Source, part: Part) -> Found:
         edited = functional.log_softmax(logits, 1)
         return functional.kl_div(edited, unedited[rows], reduction="batchmean", log_target=True)
 
-    draws = generator(source.seed, "editor", source.domain)
-    spread = float(weight.std())
-    cap = config.editor_cap * spread
-    first = torch.randn(weight.shape, generator=draws) * (config.editor_init * spread)
-    edit = nn.Parameter(first.to(weight.device))
-    optimizer = torch.optim.Adam([edit], lr=config.editor_lr * spread, eps=1e-12)
+    draws = generator(source.seed, strategy, source.domain)
+    unit = float(weight.std()) * math.sqrt(weight.numel() / shape.numel())
+    first = torch.randn(shape, generator=draws) * (config.editor_init * unit)
+    place = nn.Parameter(first.to(weight.device))
+    optimizer = torch.optim.Adam([place], lr=config.editor_lr * unit, eps=1e-12)
     scale = RunningMean()
     everything = torch.randperm(len(part.y), generator=draws)[:_ROWS]
     before = finite(keep(torch.zeros_like(weight), everything), run, 0)
-    within, steps, loss = edit.detach().clone(), 0, before
+    within, steps, loss = edit_of(place.detach()).clone(), 0, before
     order = orders(len(part.y), config.batch, config.editor_steps, draws)
     for step, rows in enumerate(order):
         optimizer.zero_grad()
-        batch_loss = keep(edit, rows)
+        edit = edit_of(place)
+        here = edit.detach().requires_grad_()
+        batch_loss = keep(here, rows)
         finite(batch_loss, run, step)
         batch_loss.backward()
-        assert edit.grad is not None
-        unit = (
-            1.0 if config.editor_beta_unit == "absolute" else scale(float(edit.grad.abs().mean()))
-        )
-        edit.grad.add_(edit.detach().sign(), alpha=config.editor_beta * unit)
+        assert here.grad is not None
+        mean = float(here.grad.abs().mean())
+        push = 1.0 if config.editor_beta_unit == "absolute" else scale(mean)
+        here.grad.add_(here.detach().sign(), alpha=config.editor_beta * push)
+        edit.backward(here.grad)
         optimizer.step()
         with torch.no_grad():
-            edit.clamp_(-cap, cap)
+            hold(place)
         if (step + 1) % _EVERY == 0 or step + 1 == config.editor_steps:
             with torch.no_grad():
+                edit = edit_of(place.detach()).clone()
                 now = finite(keep(edit, everything), run, step)
             if now > before + config.editor_tolerance:
                 break
-            within, steps, loss = edit.detach().clone(), step + 1, now
-    size = within.abs()
+            within, steps, loss = edit, step + 1, now
+    size, cap = within.abs(), config.editor_cap * float(weight.std())
     notes = {
         "steps": steps,
         "loss_before": before,
@@ -93,7 +132,7 @@ def find(config: Config, source: Source, part: Part) -> Found:
         "share_at_cap": float((size >= cap).float().mean()),
         "mean_over_std": float(size.mean() / size.std()) if float(size.std()) > 0 else 0.0,
     }
-    return Found(least_edited(size, config, run), within, notes)
+    return within, notes
 
 
 def least_edited(size: Tensor, config: Config, run: str) -> BitMask:
