@@ -1,5 +1,6 @@
 """Layers that read their weight through a mask, in the place of torch's own."""
 
+from fastmask.nn.attention import MaskedMultiheadAttention
 from fastmask.nn.batch_norm import (
     BatchNormRecord,
     batch_norm_state_dict,
@@ -15,6 +16,7 @@ __all__ = [
     "Conversion",
     "MaskedConv2d",
     "MaskedLinear",
+    "MaskedMultiheadAttention",
     "bake_",
     "batch_norm_state_dict",
     "load_batch_norm_state_dict",

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastmask.masks import Mask
-from fastmask.masks.mask import ScoreMask
+from fastmask.nn.attention import AttentionMasks
 from fastmask.nn.support import (
     MASKED,
     PLAIN,
     is_masked,
     is_weighted,
     masked_type,
+    masks,
     read_by_parents,
+    weights,
     why_not,
 )
 
@@ -27,7 +29,7 @@ Filter = Callable[[str, nn.Module], bool]
 
 # What a masked layer remembers of itself, and a parent of its fast path, until the masks are gone.
 _KIND = "_plain_type"
-_TRAINED = "_weight_required_grad"
+_TRAINED = "_weights_required_grad"
 _FAST = "_fast_path_before_masks"
 # Where torch's encoders look before they read the weights of their layers and call none of them.
 _FAST_PATHS = {
@@ -54,7 +56,8 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
     """Give each supported layer of `model` a mask of its own: its forward reads `where(active, weight, 0)`.
 
     In place: a layer stays the object that it is, with its parameters, hooks and mode, and becomes a
-    `MaskedLinear` or `MaskedConv2d` (timm's `Conv2dSame` a `MaskedConv2dSame`). What else refers to it
+    `MaskedLinear`, `MaskedConv2d` (timm's `Conv2dSame` a `MaskedConv2dSame`) or
+    `MaskedMultiheadAttention`, which masks its `out_proj` itself. What else refers to it
     (a second name, a list) sees the masked layer; the scores are new parameters, which an optimizer
     made earlier does not know. A learned mask freezes the weight. A layer under two names is converted
     once; a weight that two layers share stays shared, each with its own mask (a decoder tied to an
@@ -88,18 +91,24 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
             f"filter_fn: expected a function of (name, module), got {type(filter_fn).__name__}"
         )
     chosen, skipped = _choose(model, filter_fn)
-    masks = {layer: _mask_of(name, layer, mask) for layer, name in chosen.items()}
+    made = {layer: _masks_of(name, layer, mask) for layer, name in chosen.items()}
     # All are asked before the first is frozen: a weight may be shared.
-    trained = {layer: _weight(layer).requires_grad for layer in chosen}
-    for layer, own in masks.items():
+    trained = {
+        layer: {name: weight.requires_grad for name, weight in _weights(layer).items()}
+        for layer in chosen
+    }
+    for layer, own in made.items():
         kind, masked = type(layer), masked_type(layer)
         assert masked is not None
         layer.__class__ = masked
-        layer.mask = own.train(layer.training)
+        attention = isinstance(layer, nn.MultiheadAttention)
+        layer.mask = AttentionMasks(own) if attention else own["weight"]
+        layer.mask.train(layer.training)
         setattr(layer, _KIND, kind)
         setattr(layer, _TRAINED, trained[layer])
-        if own.freezes_weight:
-            _weight(layer).requires_grad_(False)
+        for name, weight in _weights(layer).items():
+            if own[name].freezes_weight:
+                weight.requires_grad_(False)
     _leave_fast_paths(model)
     return Conversion(tuple(chosen.values()), MappingProxyType(skipped))
 
@@ -144,8 +153,9 @@ def bake_(model: nn.Module) -> tuple[str, ...]:
     layers = _masked_layers(model)
     _refuse_shared(model, layers)
     for layer in layers:
-        weight = _weight(layer)
-        weight.copy_(_product(weight, _mask(layer)))
+        own = masks(layer)
+        for name, weight in _weights(layer).items():
+            weight.copy_(own[name].eval().effective(weight)[0])
         _strip(layer)
     _restore_fast_paths(model)
     return tuple(layers.values())
@@ -185,9 +195,12 @@ def _choose(
     chosen: dict[nn.Module, str] = {}
     skipped: dict[str, str] = {}
     seen: set[nn.Module] = set()
+    by_attention: set[nn.Module] = set()
     for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if not is_weighted(layer) or layer in chosen:
+        if not is_weighted(layer) or layer in chosen or layer in by_attention:
             continue
+        if is_masked(layer):
+            by_attention.update(_inside(layer))
         if filter_fn is None and layer in seen:
             continue
         seen.add(layer)
@@ -196,6 +209,7 @@ def _choose(
         reason = why_not(layer) if is_masked(layer) else readers.get(layer) or why_not(layer)
         if reason is None:
             chosen[layer] = name
+            by_attention.update(_inside(layer))
         elif filter_fn is not None or is_masked(layer):
             raise ValueError(
                 f"model: {_called(name)} cannot be masked: {reason}; nothing was changed"
@@ -217,13 +231,22 @@ def _nothing(asked: int, skipped: Mapping[str, str], filter_fn: Filter | None) -
     )
 
 
-def _mask_of(name: str, layer: nn.Module, mask: Mask) -> Mask:
-    """The mask that a layer is to own; an error of the mask names the layer."""
-    own = mask if mask.shape is None else copy.deepcopy(mask)
-    try:
-        return own.for_weight(_weight(layer))
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"mask: for layer {_called(name)}: {error}") from error
+def _inside(layer: nn.Module) -> list[nn.Module]:
+    """The modules inside a layer whose weights its masks are over."""
+    return [owner for owner, _ in weights(layer).values() if owner is not layer]
+
+
+def _masks_of(name: str, layer: nn.Module, mask: Mask) -> dict[str, Mask]:
+    """The masks that a layer is to own; an error of the mask names the layer."""
+    made = {}
+    for key, weight in _weights(layer).items():
+        own = mask if mask.shape is None else copy.deepcopy(mask)
+        try:
+            made[key] = own.for_weight(weight)
+        except (TypeError, ValueError) as error:
+            which = _called(name) + (f" ({key})" if key != "weight" else "")
+            raise type(error)(f"mask: for layer {which}: {error}") from error
+    return made
 
 
 def _masked_layers(model: nn.Module) -> dict[nn.Module, str]:
@@ -242,25 +265,13 @@ def _masked_layers(model: nn.Module) -> dict[nn.Module, str]:
 
 
 def _strip(layer: nn.Module) -> None:
-    """Make a masked layer the plain one, its weight requiring gradients as it did."""
-    trained = layer.__dict__.pop(_TRAINED, None)
+    """Make a masked layer the plain one, its weights requiring gradients as they did."""
+    trained = layer.__dict__.pop(_TRAINED, {})
     del layer.mask
     kind = layer.__dict__.pop(_KIND, None)
     layer.__class__ = PLAIN[type(layer)] if kind is None else kind
-    if trained is not None:
-        _weight(layer).requires_grad_(trained)
-
-
-def _product(weight: Tensor, mask: Mask) -> Tensor:
-    """W' of evaluation: selected before it is scaled, rounded once, as the ops do."""
-    ones = mask.active().to_bool()
-    flipped = isinstance(mask, ScoreMask) and mask.off == "flip"
-    product = torch.where(ones, weight, -weight if flipped else weight.new_zeros(()))
-    if isinstance(mask, ScoreMask) and mask.scale is not None:
-        wide = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        count = ones.sum().clamp(min=1).to(wide)
-        product = (product * torch.sqrt(ones.numel() / count).view(-1)).to(weight.dtype)
-    return product
+    for name, weight in _weights(layer).items():
+        weight.requires_grad_(trained.get(name, weight.requires_grad))
 
 
 def _refuse_shared(model: nn.Module, layers: Iterable[nn.Module]) -> None:
@@ -269,8 +280,7 @@ def _refuse_shared(model: nn.Module, layers: Iterable[nn.Module]) -> None:
         for key, parameter in module._parameters.items():
             if parameter is not None:
                 users.setdefault(parameter, []).append(f"{name}.{key}" if name else key)
-    for layer in layers:
-        names = users[_weight(layer)]
+    for names in (users[weight] for layer in layers for weight in _weights(layer).values()):
         if len(names) > 1:
             raise ValueError(
                 f"model: {' and '.join(names)} are one parameter: to bake a mask into it would change "
@@ -295,16 +305,14 @@ def _restore_fast_paths(model: nn.Module) -> None:
             setattr(parent, *before)
 
 
-def _weight(layer: nn.Module) -> Tensor:
-    weight = layer._parameters["weight"]
-    assert weight is not None
-    return weight
-
-
-def _mask(layer: nn.Module) -> Mask:
-    mask = layer.mask
-    assert isinstance(mask, Mask)
-    return mask
+def _weights(layer: nn.Module) -> dict[str, Tensor]:
+    """The weights of a layer by the names of their masks."""
+    found: dict[str, Tensor] = {}
+    for name, (owner, key) in weights(layer).items():
+        weight = owner._parameters[key]
+        assert weight is not None
+        found[name] = weight
+    return found
 
 
 def _called(name: str) -> str:

@@ -7,6 +7,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils import parametrize
 
+from fastmask.masks import Mask
+from fastmask.nn.attention import MaskedMultiheadAttention, projections
 from fastmask.nn.conv import MaskedConv2d
 from fastmask.nn.conv_same import MaskedConv2dSame
 from fastmask.nn.linear import MaskedLinear
@@ -16,6 +18,7 @@ from fastmask.nn.linear import MaskedLinear
 MASKED: dict[type[nn.Module], type[nn.Module]] = {
     nn.Linear: MaskedLinear,
     nn.Conv2d: MaskedConv2d,
+    nn.MultiheadAttention: MaskedMultiheadAttention,
 }
 # Types of packages that are not imported here, by their full names.
 MASKED_BY_NAME: dict[str, type[nn.Module]] = {
@@ -53,6 +56,20 @@ def is_weighted(module: nn.Module) -> bool:
     return isinstance(module, kinds) or _is_quantized(module)
 
 
+def weights(layer: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Where the weights of a layer lie, by the name of the mask over each: a module and its parameter."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return projections(layer)
+    return {"weight": (layer, "weight")}
+
+
+def masks(layer: nn.Module) -> dict[str, Mask]:
+    """The masks of a masked layer by name."""
+    own = layer.mask
+    assert isinstance(own, Mask | nn.ModuleDict)
+    return {"weight": own} if isinstance(own, Mask) else dict(own.items())  # type: ignore[arg-type]
+
+
 def read_by_parents(model: nn.Module) -> dict[nn.Module, str]:
     """The layers of a model that a parent never calls, and who reads their weight instead."""
     found: dict[nn.Module, str] = {}
@@ -81,8 +98,6 @@ def why_not(layer: nn.Module) -> str | None:
         return "it is parametrized (torch.nn.utils.parametrize.remove_parametrizations first)"
     if _is_quantized(layer):
         return f"it is quantized ({kind})"
-    if isinstance(layer, nn.MultiheadAttention):
-        return "it reads in_proj_weight and out_proj.weight itself and calls no layer"
     if masked_type(layer) is None:
         base = next((plain for plain in MASKED if isinstance(layer, plain)), None)
         if base is not None:
@@ -93,7 +108,8 @@ def why_not(layer: nn.Module) -> str | None:
         return f"{kind} is not supported"
     if "forward" in layer.__dict__:
         return "its forward is replaced on the layer itself and would pass by the mask"
-    return _why_not_weight(layer._parameters.get("weight"))
+    found = (_why_not_weight(owner._parameters.get(key)) for owner, key in weights(layer).values())
+    return next((reason for reason in found if reason is not None), None)
 
 
 def _why_not_weight(weight: Tensor | None) -> str | None:

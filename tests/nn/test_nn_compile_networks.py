@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask import BitMask, FixedMask, GumbelMask, ThresholdMask
-from fastmask.nn import set_batch_norm_policy
-from fastmask.nn.support import is_masked
+from fastmask.nn import MaskedMultiheadAttention, set_batch_norm_policy
+from fastmask.nn.attention import projections
 from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
 
 STEPS = 4
@@ -33,7 +33,18 @@ def vit() -> nn.Module:
     return timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10, depth=3)
 
 
-NETWORKS: dict[str, Callable[[], nn.Module]] = {"resnet18": resnet18, "vit": vit}
+def vit_of_torchvision() -> nn.Module:
+    models = pytest.importorskip("torchvision.models", reason="this ViT is torchvision's")
+    model = models.VisionTransformer(32, 8, 2, 4, 64, 128, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)  # It starts at zero, which would hide all before it.
+    return model
+
+
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "resnet18": resnet18,
+    "vit": vit,
+    "torchvision vit": vit_of_torchvision,
+}
 every = pytest.mark.parametrize("name", NETWORKS)
 
 
@@ -44,9 +55,19 @@ def made(name: str) -> nn.Module:
 
 def fix(model: nn.Module) -> None:
     """Give each layer fixed bits of its shape, three quarters of them ones."""
-    for layer in [m for m in model.modules() if isinstance(m, nn.Linear | nn.Conv2d)]:
-        bits = mask(*layer.weight.shape, density=0.75)
-        fastmask.mask_(layer, FixedMask(BitMask.from_bool(bits)))
+    for name, layer in list(model.named_modules()):
+        if type(layer) is nn.MultiheadAttention:
+            fixed = {
+                key: fixed_bits(getattr(owner, parameter))
+                for key, (owner, parameter) in projections(layer).items()
+            }
+            model.set_submodule(name, MaskedMultiheadAttention.from_attention(layer, fixed))
+        elif isinstance(layer, nn.Linear | nn.Conv2d) and not name.endswith("out_proj"):
+            fastmask.mask_(layer, fixed_bits(layer.weight))
+
+
+def fixed_bits(weight: Tensor) -> FixedMask:
+    return FixedMask(BitMask.from_bool(mask(*weight.shape, density=0.75)))
 
 
 class Compiled:
@@ -96,18 +117,17 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 def test_training_is_one_graph_whatever_the_seed(name: str) -> None:
     model = made(name)
     fastmask.mask_(model, GumbelMask())
-    # The policy under which most happens in the graph: statistics move.
-    set_batch_norm_policy(model, "per_task")
-    twin = copy.deepcopy(model)
-    compiled = Compiled(twin, "aot_eager")
+    set_batch_norm_policy(model, "frozen")
+    compiled = Compiled(model, "aot_eager")
     outputs = []
     for seed in range(STEPS):
-        eager, other = step(model, model, seed), step(compiled.run, twin, seed)
-        assert_same(eager, other)
-        layers = [module for module in twin.modules() if is_masked(module)]
-        assert layers and all(layer.mask.logits.grad is not None for layer in layers)
-        outputs.append(other["output"])
+        found = step(compiled.run, model, seed)
+        outputs.append(found["output"])
+        if seed in (0, STEPS - 1):
+            assert_same(step(model, model, seed), found)
     compiled.assert_one_graph()
+    masks = [module for module in model.modules() if isinstance(module, GumbelMask)]
+    assert masks and all(own.logits.grad is not None for own in masks)
     torch.manual_seed(-1)
     again = compiled.run(images(0))
     assert not torch.equal(again, outputs[0]), "another seed gives another mask in the same graph"
@@ -194,16 +214,17 @@ def test_export_computes_the_same_and_leaves_the_live_model(name: str, kind: str
     assert_same_bits(model(x).detach(), expected)
 
 
-@pytest.mark.parametrize("policy", ["frozen", "affine"])
-def test_held_norms_stay_held_in_one_graph(policy: Any) -> None:
+@pytest.mark.parametrize("policy", ["frozen", "affine", "per_task"])
+def test_norms_keep_to_their_policy_in_one_graph(policy: Any) -> None:
     model = small()
     fastmask.mask_(model, GumbelMask())
     set_batch_norm_policy(model, policy)
+    twin = copy.deepcopy(model)
     before = {key: tensor.clone() for key, tensor in model.named_buffers()}
-    compiled = Compiled(model, "aot_eager")
+    compiled = Compiled(twin, "aot_eager")
     for seed in range(STEPS):  # Each step calls model.train().
-        assert_same(step(model, model, seed), step(compiled.run, model, seed))
+        assert_same(step(model, model, seed), step(compiled.run, twin, seed))
     compiled.assert_one_graph()
-    for key, tensor in model.named_buffers():
-        assert_same_bits(tensor, before[key])
-    assert (model[1].weight.grad is not None) == (policy == "affine")
+    moved = {key for key, t in twin.named_buffers() if not torch.equal(t, before[key])}
+    assert moved == (set(before) if policy == "per_task" else set())
+    assert (twin[1].weight.grad is None) == (policy == "frozen")

@@ -280,6 +280,16 @@ class Derived(nn.Linear):
     pass
 
 
+class DerivedAttention(nn.MultiheadAttention):
+    pass
+
+
+def attention_with_pruned_output() -> nn.Module:
+    attention = nn.MultiheadAttention(4, 2)
+    prune.l1_unstructured(attention.out_proj, "weight", 0.5)
+    return attention
+
+
 def pruned() -> nn.Module:
     return prune.l1_unstructured(nn.Linear(4, 4), "weight", 0.5)
 
@@ -320,7 +330,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "tensor subclass": (of_another_tensor, "Packed"),
     "derived": (lambda: Derived(4, 4), "test_nn_convert.Derived, derived from Linear"),
     "replaced forward": (replaced, "forward is replaced"),
-    "attention": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight"),
+    "attention": (lambda: DerivedAttention(4, 2), "DerivedAttention, derived from Multihead"),
+    "half an attention": (attention_with_pruned_output, "prune"),
     "complex": (lambda: nn.Linear(4, 4, dtype=torch.complex64), "complex64"),
 }
 

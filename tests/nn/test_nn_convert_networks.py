@@ -31,6 +31,14 @@ def timm_net(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False)
 
 
+def torchvision_vit(_: str) -> nn.Module:
+    models = pytest.importorskip("torchvision.models", reason="this ViT is torchvision's")
+    # Its own classes, two blocks of twelve; the head starts at zero, which would hide all before it.
+    model = models.VisionTransformer(64, 16, 2, 4, 96, 192, num_classes=10)
+    nn.init.normal_(model.heads.head.weight)
+    return model
+
+
 def torchvision_net(name: str) -> nn.Module:
     models = pytest.importorskip(
         "torchvision.models", reason="torchvision's networks need torchvision"
@@ -43,6 +51,7 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
     "tf_efficientnet_lite0": (timm_net, 64),
     "vit_tiny_patch16_224": (timm_net, 224),
     "torchvision resnet18": (torchvision_net, 64),
+    "torchvision vit": (torchvision_vit, 64),
 }
 
 
@@ -62,7 +71,9 @@ def test_a_network_under_full_masks_keeps_every_bit(name: str) -> None:
     with torch.no_grad():
         expected = model(x)
         record = fastmask.mask_(model, ones())
-        layers = {n for n, kind in plain.items() if issubclass(kind, nn.Linear | nn.Conv2d)}
+        kinds = nn.Linear | nn.Conv2d | nn.MultiheadAttention
+        layers = {n for n, kind in plain.items() if issubclass(kind, kinds)}
+        layers -= {n for n in layers if n.endswith(".out_proj")}  # Its attention masks it.
         assert set(record.converted) == layers and not record.skipped
         called: list[nn.Module] = []
         hooks = [
@@ -127,34 +138,43 @@ def encoder_layer(**options: bool) -> nn.TransformerEncoderLayer:
     return nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, **options).eval()
 
 
-def without_mlp(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
-    """An encoder layer whose linear1 and linear2 have weights of 0, written out."""
-    x = layer.norm1(x + layer.self_attn(x, x, x, need_weights=False)[0])
+def only_norms(layer: nn.TransformerEncoderLayer, x: Tensor) -> Tensor:
+    """An encoder layer all of whose weights are 0, written out: values are biases, and so are outputs."""
+    x = layer.norm1(x + layer.self_attn.out_proj.bias)
     return layer.norm2(x + layer.linear2.bias)
 
 
 def test_an_encoder_layer_does_not_pass_by_its_masks() -> None:
     layer, x = encoder_layer(), values(3, 5, 8)
     with torch.no_grad():
+        layer.self_attn.out_proj.bias.copy_(values(8, seed=1))
         fast = layer(x)
         flag = layer.activation_relu_or_gelu
         record = fastmask.mask_(layer, zeros())
-        assert record.converted == ("linear1", "linear2")
-        assert "in_proj_weight" in record.skipped["self_attn"]
-        assert "read by self_attn" in record.skipped["self_attn.out_proj"]
-        expected = without_mlp(layer, x)
-        # Sums of other orders: a few roundings of numbers of about 3.
-        assert (layer(x) - expected).abs().max() < 16 * torch.finfo(torch.float32).eps * 3
-        assert not torch.allclose(layer(x), fast)
+        assert record.converted == ("self_attn", "linear1", "linear2") and not record.skipped
+        expected = only_norms(layer, x)
+        assert_same_bits(layer(x), expected)
         layer.train().eval()
-        assert not torch.allclose(layer(x), fast)
+        assert_same_bits(layer(x), expected)
         fastmask.unmask_(layer)
         assert flag == layer.activation_relu_or_gelu != 0
         assert_same_bits(layer(x), fast)
         fastmask.mask_(layer, zeros())
         fastmask.bake_(layer)
         assert layer.activation_relu_or_gelu == flag
+        # The fast path sums in another order: a few roundings of numbers of about 3.
         assert (layer(x) - expected).abs().max() < 16 * torch.finfo(torch.float32).eps * 3
+
+
+def test_attention_alone_takes_its_encoder_off_the_fast_path() -> None:
+    layer, x = encoder_layer(), values(3, 5, 8)
+    with torch.no_grad():
+        fast = layer(x)
+        assert fastmask.mask_(layer, zeros(), lambda n, _: n == "self_attn").converted
+        assert type(layer.linear1) is nn.Linear and layer.activation_relu_or_gelu == 0
+        assert not torch.allclose(layer(x), fast)
+        fastmask.unmask_(layer)
+        assert_same_bits(layer(x), fast)
 
 
 @pytest.mark.filterwarnings("ignore:.*nested.*")
@@ -177,15 +197,47 @@ def test_an_encoder_whose_later_layer_alone_is_masked_reads_no_nested_tensor() -
         assert_same_bits(encoder(x, src_key_padding_mask=padding), fast)
 
 
-def test_the_output_projection_of_attention_is_refused_by_name() -> None:
+def test_the_output_projection_of_attention_is_refused_without_its_attention() -> None:
     layer = encoder_layer()
-    for name in ("self_attn", "self_attn.out_proj"):
-        with pytest.raises(ValueError, match=rf"{name} cannot be masked"):
-            fastmask.mask_(layer, zeros(), lambda n, _, name=name: n == name)
+    with pytest.raises(
+        ValueError, match=r"self_attn.out_proj cannot be masked: .*read by self_attn"
+    ):
+        fastmask.mask_(layer, zeros(), lambda n, _: n == "self_attn.out_proj")
     layer.self_attn.out_proj = nn.Linear(8, 8)  # type: ignore[assignment]
     with pytest.raises(ValueError, match="read by self_attn"):
         fastmask.mask_(layer, zeros(), lambda n, _: n == "self_attn.out_proj")
     assert type(layer.linear1) is nn.Linear and layer.activation_relu_or_gelu == 1
+    assert fastmask.mask_(layer, zeros(), lambda *_: True).converted[0] == "self_attn"
+    # What an attention masks is no layer to be asked about any more.
+    fastmask.unmask_(layer.linear1)
+    record = fastmask.mask_(
+        layer, zeros(), lambda n, m: isinstance(m, nn.Linear) and n != "linear2"
+    )
+    assert record.converted == ("linear1",)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested.*")
+def test_a_transformer_is_converted_whole() -> None:
+    torch.manual_seed(0)
+    model = nn.Transformer(8, 2, 2, 2, 16, dropout=0.0, batch_first=True)
+    source, target = values(3, 5, 8), values(3, 4, 8, seed=1)
+    how = {"src_key_padding_mask": torch.arange(5) > torch.tensor([[4], [2], [3]])}
+    expected, gradients = model(source, target, **how), []
+    expected.square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.dim() == 1]
+    record = fastmask.mask_(model, ones())
+    assert {name.rsplit(".", 1)[1] for name in record.converted} == {
+        "self_attn", "multihead_attn", "linear1", "linear2",
+    }  # fmt: skip
+    assert not record.skipped
+    model.zero_grad()
+    out = model(source, target, **how)
+    assert_same_bits(out.detach(), expected.detach())
+    out.square().sum().backward()
+    for p, want in zip([p for p in model.parameters() if p.dim() == 1], gradients, strict=True):
+        assert_same_bits(p.grad, want)
+    assert all(p.grad is not None for n, p in model.named_parameters() if ".mask." in n)
+    assert fastmask.unmask_(model) == record.converted
 
 
 def test_an_encoder_cannot_hide_a_fixed_mask_either() -> None:
