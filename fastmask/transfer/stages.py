@@ -136,11 +136,11 @@ def _learn_block(
         (i, kind)
         for i in range(len(keys))
         for kind in kinds
-        if config.engine == "grouped" and kind[0] == "binary"
+        if config.engine == "grouped" and kind[0] in ("binary", "kl")
     ]
     asked = [
-        grouped.binary.Problem(config.at(setting), sources[i], parts[i])
-        for i, (_, setting) in together
+        grouped.binary.Problem(strategy, config.at(setting), sources[i], parts[i])
+        for i, (strategy, setting) in together
     ]
     for (i, kind), found in zip(together, grouped.binary.find(asked), strict=True):
         masks[i][kind] = found

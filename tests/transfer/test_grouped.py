@@ -20,7 +20,7 @@ from fastmask.transfer.domains import Part
 from fastmask.transfer.head import MASKED
 from fastmask.transfer.plan import plan
 from fastmask.transfer.source import values
-from fastmask.transfer.strategies import binary
+from fastmask.transfer.strategies import FIND
 
 Settings = Callable[..., Config]
 # Both do the same in exact arithmetic. A float64 sum over K = 12 features or B = 16 rows errs by less than
@@ -106,10 +106,12 @@ def test_binary_masks_are_those_of_the_loop(
         rows = part(features[name])
         source = stage_1.train(config, name, rows, 3, seed)
         problems += [
-            grouped.binary.Problem(config.at(setting), source, rows) for setting in SETTINGS
+            grouped.binary.Problem(strategy, config.at(setting), source, rows)
+            for strategy in ("binary", "kl")
+            for setting in SETTINGS
         ]
     for made, problem in zip(grouped.binary.find(problems), problems, strict=True):
-        one = binary.find(problem.config, problem.source, problem.part)
+        one = FIND[problem.strategy](problem.config, problem.source, problem.part)
         assert one.scores is not None and made.scores is not None
         assert apart(made.scores, one.scores) < _EXACT
         assert torch.equal(made.frozen.bits, one.frozen.bits)

@@ -1,4 +1,4 @@
-"""The binary mask for several sources, seeds and settings at once, its samples stacked."""
+"""The binary and the KL mask for several sources, seeds and settings at once, their samples stacked."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ from fastmask.transfer.strategies.found import Found
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """One mask to find: the settings, the source it is of, and the source's training rows."""
+    """One mask to find: by which strategy and settings, of which source, on which of its rows."""
 
+    strategy: str
     config: Config
     source: Source
     part: Part
 
 
 def find(problems: Sequence[Problem]) -> list[Found]:
-    """Do what `strategies.binary.find` does for each problem, for those alike in shape as one.
+    """Do what `find` of strategies `binary` and `kl` does for each problem, for those alike in shape as one.
 
     Masks of one source and seed read the same rows and the same noise whatever their settings, so that it
     is drawn once for all of them. With W' = where(B, W, 0) of every sample s, the gradients are explicit:
 
-        P = softmax(W' x + b) - onehot(y), by the rows of a batch
+        P = softmax(W' x + b) - wanted, by the rows of a batch
         dl = sum over s of (P X) * W * s(1 - s) / tau + the regulariser's
+
+    What is wanted of a row is onehot(y) for `binary` and softmax(W x + b) for `kl`.
 
     Args:
         problems: of one sweep: their settings differ in tau, beta, density, the first logit, the number
@@ -49,17 +52,18 @@ def find(problems: Sequence[Problem]) -> list[Found]:
         TrainingDiverged: a loss or the gradient of the logits is not finite.
 
     Warns:
-        MaskWarning: as `strategies.binary.find`.
+        MaskWarning: as those.
     """
     found: list[Found | None] = [None] * len(problems)
     alike: dict[tuple[float, ...], list[int]] = {}
     for i, problem in enumerate(problems):
         alike.setdefault(_shape(problem), []).append(i)
     for places in alike.values():
-        streams: dict[tuple[str, int], list[int]] = {}
+        streams: dict[tuple[str, str, int], list[int]] = {}
         for i in places:
             source = problems[i].source
-            streams.setdefault((source.domain, source.seed), []).append(i)
+            key = (problems[i].strategy, source.domain, source.seed)
+            streams.setdefault(key, []).append(i)
         # Streams with equally many settings are one tensor.
         for many in sorted({len(own) for own in streams.values()}):
             stack = [[problems[i] for i in own] for own in streams.values() if len(own) == many]
@@ -77,7 +81,7 @@ def _shape(problem: Problem) -> tuple[float, ...]:
 
 
 class _Stack:
-    """U sources and seeds with V settings each: logits (U, V, N, K)."""
+    """U streams, of a strategy, a source and a seed each, with V settings: logits (U, V, N, K)."""
 
     def __init__(self, problems: list[list[Problem]]) -> None:
         self.problems = problems
@@ -89,11 +93,18 @@ class _Stack:
         N = self.weight.shape[1]
         with torch.no_grad():
             heads = [p.source.head for p in firsts]
-            parts = [p.part for p in firsts]
-            self.rows = torch.cat(
-                [h.last_input(h.inputs(q.x)) for h, q in zip(heads, parts, strict=True)]
+            rows = [h.last_input(h.inputs(p.part.x)) for h, p in zip(heads, firsts, strict=True)]
+            self.rows = torch.cat(rows)
+            self.wanted = torch.cat(
+                [
+                    torch.softmax(head.output(own), 1)
+                    if problem.strategy == "kl"
+                    else functional.one_hot(problem.part.y, N).to(own)
+                    for head, own, problem in zip(heads, rows, firsts, strict=True)
+                ]
             )
-            self.wanted = torch.cat([functional.one_hot(q.y, N).to(self.weight) for q in parts])
+            # What a divergence has over a cross-entropy; 0 for labels.
+            self.entropy = torch.special.entr(self.wanted).sum(1)
         self.size = int(_shape(firsts[0])[0])
         self.taus, self.betas, self.inits = (
             self.weight.new_tensor([[getattr(p.config, name) for p in own] for own in problems])
@@ -131,7 +142,7 @@ class _Stack:
         rows, seeds, offset = [], [], 0
         for problem in (own[0] for own in self.problems):
             n = len(problem.part.y)
-            draws = generator(problem.source.seed, "binary", problem.source.domain)
+            draws = generator(problem.source.seed, problem.strategy, problem.source.domain)
             own_rows, own_seeds = [], []
             for order in orders(n, self.size, config.mask_steps, draws):
                 own_rows.append(order + offset)
@@ -143,7 +154,7 @@ class _Stack:
         return list(zip(*steps, strict=True))
 
     def _gradient(self, logits: Tensor, places: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-        """The straight-through gradient (U, V, N, K) of the mean cross-entropy, and that mean (U, V)."""
+        """The straight-through gradient (U, V, N, K) of the mean loss of a batch, and that mean (U, V)."""
         U, V, N, K = logits.shape
         S, B = self.config.samples, self.size
         # float and int of one size: what selects is the sign of k - T.
@@ -161,6 +172,7 @@ class _Stack:
         likely = torch.log_softmax(out.view(U, S, V, N, B // S) + bias, 3)
         wanted = self.wanted[places].view(U, S, 1, B // S, N).transpose(3, 4)
         loss = (likely * wanted).sum((1, 3, 4)).div_(-B)
+        loss.sub_(self.entropy[places].mean(1, keepdim=True))
         push = likely.exp_().sub_(wanted).div_(B).view(U * S, V * N, B // S)
         grad = torch.bmm(push, x).view(U, S, V, N, K)
 
@@ -194,8 +206,8 @@ class _Stack:
             grad.mul_((self.config.mask_clip / norm).clamp_(max=1.0)[..., None, None])
 
     def _name(self, u: int) -> str:
-        source = self.problems[u][0].source
-        return f"binary mask of {source.domain}, seed {source.seed}"
+        problem = self.problems[u][0]
+        return f"{problem.strategy} mask of {problem.source.domain}, seed {problem.source.seed}"
 
     def _results(self, logits: Tensor, losses: Tensor, scale: Tensor | None) -> list[Found]:
         found = []
