@@ -12,7 +12,8 @@ from rich.text import Text
 
 from fastmask.report import Row, Spread, read_run
 from fastmask.report.headline import headline
-from fastmask.report.tables import strategies_text, strategy_table, table_1, table_1_text
+from fastmask.report.tables import strategy_table, table_1
+from fastmask.report.terminal_tables import strategies_text, table_1_text
 
 
 def tell(console: Console, out: Path, report: Path | None) -> None:
@@ -60,8 +61,8 @@ def as_json(out: Path, report: Path | None) -> dict[str, Any]:
             {
                 "source": line.source or "mean",
                 "start": line.start,
-                "source_gain": asdict(line.gain),
-                "target_change": asdict(line.change),
+                "source_gain": _difference(line.gain),
+                "target_change": _difference(line.change),
             }
             for group in table_1(rows)
             for line in group
@@ -74,8 +75,8 @@ def as_json(out: Path, report: Path | None) -> dict[str, Any]:
                 "source_accuracy_before": _plain(line.before),
                 "source_accuracy": _plain(line.after),
                 "target_accuracy": _plain(line.target),
-                "source_gain": _plain(line.gain),
-                "target_change": _plain(line.change),
+                "source_gain": _difference(line.gain),
+                "target_change": _difference(line.change),
             }
             for line in strategy_table(rows)
         ],
@@ -84,3 +85,14 @@ def as_json(out: Path, report: Path | None) -> dict[str, Any]:
 
 def _plain(value: Spread | None) -> dict[str, Any] | None:
     return None if value is None else asdict(value)
+
+
+def _difference(value: Spread | None) -> dict[str, Any] | None:
+    """With its 95 % confidence interval over seeds, and whether that contains 0; None for one seed."""
+    if value is None:
+        return None
+    return {
+        **asdict(value),
+        "ci95": None if value.ci95 is None else list(value.ci95),
+        "within_noise": value.within_noise,
+    }

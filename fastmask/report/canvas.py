@@ -23,13 +23,17 @@ WIDE, NARROW = 11.0, 4.6
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure with its words; `draw(narrow)` gives the figure for a wide or a narrow page."""
+    """A figure with its words; `draw(narrow)` gives the figure for a wide or a narrow page.
+
+    `table` is the same in numbers, as HTML, where the figure cannot show them all.
+    """
 
     name: str
     title: str
     caption: str
     alt: str
     draw: Callable[[bool], Figure]
+    table: str = ""
 
 
 @contextmanager

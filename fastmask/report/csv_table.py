@@ -78,3 +78,16 @@ def share(cells: Mapping[str, str], name: str, where: str) -> float:
     if not (math.isfinite(value) and 0.0 <= value <= 1.0):
         raise RunFolderError(f"{where}: {name} {cells[name]} is no share of 1")
     return value
+
+
+def setting(cells: Mapping[str, str], where: str) -> str:
+    """A varied knob, `NAME=NUMBER`, or nothing."""
+    text = cells["setting"]
+    name, equals, value = text.partition("=")
+    try:
+        usable = not text or bool(name and equals and math.isfinite(float(value)))
+    except ValueError:
+        usable = False
+    if not usable:
+        raise RunFolderError(f"{where}: setting {text!r} is not of the form NAME=NUMBER")
+    return text

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from fastmask.report import metrics
 from fastmask.report.metrics import Spread
+from fastmask.report.noise import listed, noise
 from fastmask.report.palette import strategy_label
 from fastmask.report.rows import MASKED, Row
 
@@ -17,7 +18,7 @@ def headline(rows: Sequence[Row]) -> list[str]:
     found: list[str] = []
     if metrics.of(rows, "binary"):
         found += _contest(rows)
-    lead = next((n for n in ("binary", "editor", "naive") if metrics.of(rows, n)), None)
+    lead = next((n for n in ("binary", "editor", *MASKED) if metrics.of(rows, n)), None)
     if lead is None:
         return ["No masked run has finished yet: only the baselines are here."]
     gain = metrics.mean_source_gain(rows, lead)
@@ -28,30 +29,21 @@ def headline(rows: Sequence[Row]) -> list[str]:
     found.append(
         f"Compared with unmasked fine-tuning, the {strategy_label(lead)} mask left source accuracy "
         f"{_points(gain)} and target accuracy {_points(change)} "
-        f"({_over(rows, gain)})."
+        f"({_over(rows, gain)}{_intervals(gain, change)})."
     )
-    doubtful = [
-        word
-        for word, value in (("source", gain), ("target", change))
-        if value.std is not None and abs(value.mean) <= value.std
-    ]
-    if doubtful:
-        found.append(
-            f"The {' and the '.join(doubtful)} difference is no larger than its spread over seeds."
-        )
     density = metrics.level(metrics.of(rows, lead), lambda row: row.frozen_density)
     if density is not None:
         found.append(
             f"It froze {100 * density.mean:.0f} % of the masked weights and left the rest to the target."
         )
-    return found
+    return found + noise(rows)
 
 
 def _contest(rows: Sequence[Row]) -> list[str]:
     contest = metrics.keeps_source_best(rows)
     if not contest.rivals or not contest.compared:
         return []
-    rivals = " and ".join(f"the {strategy_label(name)}" for name in contest.rivals)
+    rivals = "the " + listed([strategy_label(name) for name in contest.rivals])
     won, of = len(contest.won), len(contest.compared)
     masks = "mask" if len(contest.rivals) == 1 else "masks"
     if of == 1:
@@ -74,12 +66,19 @@ def _points(value: Spread) -> str:
     return f"{size:.1f}{more} points {'higher' if value.mean > 0 else 'lower'}"
 
 
+def _intervals(gain: Spread, change: Spread) -> str:
+    if gain.ci95 is None or change.ci95 is None:
+        return ""
+    said = (
+        " to ".join(f"{100 * end:+.1f}".replace("-", "−") for end in value.ci95)
+        for value in (gain, change)
+        if value.ci95 is not None
+    )
+    return f"; 95 % intervals {' and '.join(said)}"
+
+
 def _over(rows: Sequence[Row], value: Spread) -> str:
     masked = [row for row in rows if row.strategy in MASKED]
     pairs = len({(row.source, row.target) for row in masked})
-    seeds = (
-        "one seed, so no spread is known"
-        if value.n == 1
-        else f"±\u00a01 standard deviation over {value.n} seeds"
-    )
+    seeds = "one seed" if value.n == 1 else f"±\u00a01 standard deviation over {value.n} seeds"
     return f"mean over {pairs} pair{'s' if pairs != 1 else ''} of domains, {seeds}"

@@ -9,11 +9,13 @@ from typing import Any
 from fastmask.report import metrics
 from fastmask.report.canvas import Drawing
 from fastmask.report.headline import headline
+from fastmask.report.html_tables import strategies_html, table_1_html
+from fastmask.report.noise import noise
 from fastmask.report.page_style import CSS
 from fastmask.report.paper import applies
 from fastmask.report.rows import COLUMNS, Row
 from fastmask.report.run_folder import RunFolder
-from fastmask.report.tables import percent, strategies_html, table_1_html
+from fastmask.report.tables import percent
 
 
 def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str:
@@ -30,14 +32,15 @@ def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str
             "the share of masked weights that fine-tuning could not move; gains and changes are "
             "differences to unmasked fine-tuning with the same source, target and seed, as shares of 1.</p>"
             + strategies_html(rows)
+            + _certainty(rows)
         )
     for drawing, wide, narrow in drawings:
         parts.append(
             f'<h2>{escape(drawing.title)}</h2><figure><div class="only-wide">{wide}</div>'
             f'<div class="narrow">{narrow}</div>'
-            f"<figcaption>{escape(drawing.caption)}</figcaption></figure>"
+            f"<figcaption>{escape(drawing.caption)}</figcaption></figure>{drawing.table}"
         )
-    parts += [_made(folder), _runs(rows)]
+    parts += [_made(folder), _runs(folder)]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -109,6 +112,19 @@ def _table_1(rows: Sequence[Row], table: str) -> str:
     )
 
 
+def _certainty(rows: Sequence[Row]) -> str:
+    said = "".join(f"<p>{escape(sentence)}</p>" for sentence in noise(rows))
+    if len(metrics.seeds(rows)) < 2 or not said:
+        return said
+    return (
+        f'{said}<p class="note">Below a difference stands its 95 % confidence interval (Student’s t). Each '
+        "seed counts once, with its mean over all pairs of domains: the pairs of a seed share masks and test "
+        "pictures and are not independent. The interval says how far other seeds might move the mean, not "
+        "what other pictures or domains would give, and each stands for itself: of twenty, one may be "
+        "wrong.</p>"
+    )
+
+
 def _made(folder: RunFolder) -> str:
     said = folder.environment.get("command")
     name = folder.path.resolve().name
@@ -158,20 +174,24 @@ def _said(value: Any) -> str:
     return str(value)
 
 
-def _runs(rows: Sequence[Row]) -> str:
+def _runs(folder: RunFolder) -> str:
+    rows, more = folder.rows, len(folder.varied)
     if not rows:
         return ""
-    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in COLUMNS)
+    columns = COLUMNS[: COLUMNS.index("setting")]
+    head = "".join(f'<th scope="col">{escape(name.replace("_", " "))}</th>' for name in columns)
     body = "".join(
         "<tr>"
         + "".join(
             f"<td>{escape(f'{value:.4f}' if isinstance(value, float) else str(value))}</td>"
-            for value in (getattr(row, name) for name in COLUMNS)
+            for value in (getattr(row, name) for name in columns)
         )
         + "</tr>"
         for row in rows
     )
+    varied = f'<p class="note">{more} more, with a knob varied, are in results.csv.</p>'
     return (
-        f'<details><summary>All {len(rows)} runs</summary><div class="wide"><table>'
+        f"<details><summary>All {len(rows)} runs{' at the sweep’s own settings' if more else ''}"
+        f'</summary>{varied if more else ""}<div class="wide"><table>'
         f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></details>"
     )

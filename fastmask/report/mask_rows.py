@@ -58,7 +58,7 @@ def _row(cells: Mapping[str, str], where: str) -> MaskRow:
         cells["source"],
         cells["strategy"],
         csv_table.whole(cells, "seed", where),
-        cells["setting"],
+        csv_table.setting(cells, where),
         csv_table.share(cells, "frozen_density", where),
         csv_table.share(cells, "positive_share", where) if cells["positive_share"] else None,
         csv_table.share(cells, "source_accuracy", where),

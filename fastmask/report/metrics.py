@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from fastmask.report.rows import MASKED, STARTS, STRATEGIES, Row
+from fastmask.report.student import t_quantile
 
 # Unmasked fine-tuning goes on from the source-trained weights, scratch from the initial ones.
 _PREFERRED = {"none": ("source-end", *STARTS), "scratch": STARTS}
@@ -17,11 +18,33 @@ _PREFERRED = {"none": ("source-end", *STARTS), "scratch": STARTS}
 
 @dataclass(frozen=True)
 class Spread:
-    """Mean and sample standard deviation (n - 1) of n values; `std` is None for one value."""
+    """Mean and sample standard deviation (n - 1) of n values; `std` is None for one value.
+
+    Of differences, the n values are one a seed, each averaged over the pairs of domains. Seeds are the
+    replicates: the pairs of a seed share masks and test pictures, so that counting them one by one would make
+    the mean look surer than it is. The interval tells how far another set of seeds might move the mean, on
+    these domains, these pictures and this split.
+    """
 
     mean: float
     std: float | None
     n: int
+
+    @property
+    def ci95(self) -> tuple[float, float] | None:
+        """The 95 % confidence interval `mean ± t(n - 1) * std / sqrt(n)`; None for one value."""
+        if self.std is None:
+            return None
+        half = t_quantile(self.n - 1) * self.std / math.sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    @property
+    def within_noise(self) -> bool | None:
+        """Whether the interval contains 0; None for one value, of which nothing can be said."""
+        if self.ci95 is None:
+            return None
+        low, high = self.ci95
+        return low <= 0.0 <= high
 
 
 def spread(values: Iterable[float]) -> Spread:

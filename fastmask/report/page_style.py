@@ -36,6 +36,7 @@ tbody tr { border-bottom: 1px solid var(--grid); }
 tr.group th { text-align: left; font-weight: 650; padding-top: .9rem; }
 td.best { font-weight: 700; }
 .paper, .pm { color: var(--muted); font-weight: 400; }
+.ci { display: block; color: var(--muted); font-size: .82em; font-weight: 400; }
 .wide { overflow-x: auto; }
 .note { color: var(--muted); font-size: .92rem; }
 figure { margin: 0; }
@@ -51,7 +52,10 @@ pre { background: var(--card); padding: .7rem .9rem; border-radius: 4px; white-s
 code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 details { margin-top: 2.5rem; }
 summary { cursor: pointer; font-size: 1.2rem; font-weight: 650; }
-details table td, details table th { text-align: left; padding: .15rem .8rem .15rem 0; font-size: .85rem; }
+details table:not(.numbers) :is(td, th) {
+  text-align: left; padding: .15rem .8rem .15rem 0; font-size: .85rem; }
+figure + details { margin-top: .75rem; }
+figure + details summary { font-size: 1rem; }
 @media (max-width: 700px) {
   body { padding: 1rem 1rem 3rem; }
   h1 { font-size: 1.35rem; }

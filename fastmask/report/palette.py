@@ -13,9 +13,13 @@ _STRATEGIES = {
     "naive": ("#e69f00", "naive"),
     "editor": ("#56b4e9", "editor"),
     "binary": ("#009e73", "binary"),
+    "kl": ("#0072b2", "kl"),
+    "lowrank": ("#d55e00", "low rank"),
+    "magnitude": ("#b8a800", "magnitude"),
+    "random": ("#a0714f", "random"),
     "scratch": ("#cc79a7", "target alone"),
 }
-_OTHERS = ("#d55e00", "#0072b2", "#b8a800")
+_OTHERS = ("#7d6bc4", "#c0392b", "#4d8f9c")
 
 # The two ends of viridis, as in the paper's figure 7.
 FROZEN = "#fde725"

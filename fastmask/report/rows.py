@@ -68,5 +68,5 @@ def _row(cells: Mapping[str, str], where: str) -> Row:
         csv_table.share(cells, "source_accuracy", where),
         csv_table.share(cells, "target_accuracy", where),
         csv_table.share(cells, "source_accuracy_before", where),
-        cells["setting"],
+        csv_table.setting(cells, where),
     )

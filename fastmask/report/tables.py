@@ -1,22 +1,17 @@
-"""Table 1 and the table of strategies: numbers once, shown in a terminal or on a page."""
+"""Table 1 and the table of strategies: numbers once, and how a number is written."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from fastmask.report import metrics, paper
 from fastmask.report.metrics import Spread
 from fastmask.report.palette import strategy_label
 from fastmask.report.rows import Row
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 # Of a difference as printed; starts that look equal are not told apart by bold type.
-_DIGITS = 3
+DIGITS = 3
 
 
 @dataclass(frozen=True)
@@ -55,8 +50,8 @@ def table_1(rows: Sequence[Row], strategy: str = "binary") -> list[list[Table1Li
                 found.append((start, gain, change))
         if not found:
             continue
-        gains = [round(gain.mean, _DIGITS) for _, gain, _ in found]
-        changes = [round(change.mean, _DIGITS) for _, _, change in found]
+        gains = [round(gain.mean, DIGITS) for _, gain, _ in found]
+        changes = [round(change.mean, DIGITS) for _, _, change in found]
         # The published mean is one of four sources: beside fewer it would compare unlike things.
         beside = known and (source is not None or len(sources) == len(paper.PACS))
         groups.append(
@@ -126,7 +121,7 @@ def strategy_table(rows: Sequence[Row]) -> list[StrategyLine]:
 
 def signed(value: float) -> str:
     """A difference of accuracies as a share of 1, as the paper prints it: `+0.031`."""
-    return f"{value:+.{_DIGITS}f}".replace("-", "−")
+    return f"{value:+.{DIGITS}f}".replace("-", "−")
 
 
 def percent(value: Spread | None) -> str:
@@ -138,7 +133,7 @@ def signed_spread(value: Spread | None) -> str:
     """A difference with its spread over seeds: `+0.031 ± 0.004`, or without it for one seed."""
     if value is None:
         return "–"
-    return signed(value.mean) + ("" if value.std is None else f" ±\u00a0{value.std:.{_DIGITS}f}")
+    return signed(value.mean) + ("" if value.std is None else f" ±\u00a0{value.std:.{DIGITS}f}")
 
 
 def name_of(line: StrategyLine, lines: Sequence[StrategyLine]) -> str:
@@ -148,134 +143,8 @@ def name_of(line: StrategyLine, lines: Sequence[StrategyLine]) -> str:
     return f"{label}, {line.start}" if several and line.start else label
 
 
-def strategies_text(rows: Sequence[Row]) -> Table:
-    """The table of strategies for a terminal."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    lines = strategy_table(rows)
-    before = percent(metrics.level(rows, lambda row: row.source_accuracy_before))
-    table = Table(
-        title=f"All strategies, accuracies in % (source before fine-tuning: {before})",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("strategy")
-    for heading in (
-        "frozen",
-        "source",
-        "target",
-        "source gain",
-        "target change",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for line in lines:
-        table.add_row(
-            Text(name_of(line, lines)),
-            percent(line.density),
-            percent(line.after),
-            percent(line.target),
-            signed_spread(line.gain),
-            signed_spread(line.change),
-        )
-    return table
-
-
-def table_1_text(rows: Sequence[Row]) -> Table | None:
-    """Table 1 for a terminal; None where the binary mask cannot be compared."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
-    groups = table_1(rows)
-    if not groups:
-        return None
-    known = any(line.published for group in groups for line in group)
-    table = Table(
-        title="Binary mask against unmasked fine-tuning" + (" (paper: published)" if known else ""),
-        title_justify="left",
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("source")
-    table.add_column("start")
-    for heading in ("source gain", "target change"):
-        table.add_column(heading, justify="right", no_wrap=True)
-        if known:
-            table.add_column("paper", justify="right", style="dim", no_wrap=True)
-    for group in groups:
-        for i, line in enumerate(group):
-            name = "" if i else ("mean" if line.source is None else line.source)
-            cells = [Text(name), Text(line.start)]
-            for value, best, field in (
-                (line.gain, line.best_gain, "source_gain"),
-                (line.change, line.best_change, "target_change"),
-            ):
-                cells.append(Text(signed_spread(value), style="bold" if best else ""))
-                if known:
-                    there = signed(getattr(line.published, field)) if line.published else ""
-                    cells.append(Text(there))
-            table.add_row(*cells, end_section=i == len(group) - 1)
-    return table
-
-
-def strategies_html(rows: Sequence[Row]) -> str:
-    """The table of strategies for a page."""
-    head = (
-        '<tr><th scope="col">Strategy</th><th scope="col">Frozen %</th>'
-        '<th scope="col" class="spare">Source before %</th><th scope="col">Source after %</th>'
-        '<th scope="col">Target %</th><th scope="col">Source gain</th>'
-        '<th scope="col">Target change</th></tr>'
-    )
-    lines = strategy_table(rows)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name_of(line, lines))}</th>'
-        + f'<td>{percent(line.density)}</td><td class="spare">{percent(line.before)}</td>'
-        + f"<td>{percent(line.after)}</td><td>{percent(line.target)}</td>"
-        + f"<td>{_cell(line.gain)}</td><td>{_cell(line.change)}</td></tr>"
-        for line in lines
-    )
-    return f'<div class="wide"><table><thead>{head}</thead><tbody>{body}</tbody></table></div>'
-
-
-def table_1_html(rows: Sequence[Row]) -> str:
-    """Table 1 for a page, the published values beside it; empty where nothing can be compared."""
-    groups = table_1(rows)
-    if not groups:
+def interval(value: Spread | None) -> str:
+    """The 95 % confidence interval of a difference, `+0.021 to +0.041`; empty where there is none."""
+    if value is None or value.ci95 is None:
         return ""
-    known = any(line.published for group in groups for line in group)
-    paper_head = '<th scope="col" class="paper">paper</th>' if known else ""
-    head = (
-        '<tr><th scope="col">Start of the free weights</th>'
-        f'<th scope="col">Source gain</th>{paper_head}'
-        f'<th scope="col">Target change</th>{paper_head}</tr>'
-    )
-    columns = 5 if known else 3
-    body = ""
-    for group in groups:
-        source = group[0].source
-        title = "Mean over sources" if source is None else f"Source: {html.escape(source)}"
-        body += f'<tr class="group"><th colspan="{columns}" scope="rowgroup">{title}</th></tr>'
-        for line in group:
-            body += f'<tr><th scope="row">{html.escape(line.start)}</th>'
-            for value, best, field in (
-                (line.gain, line.best_gain, "source_gain"),
-                (line.change, line.best_change, "target_change"),
-            ):
-                body += f"<td{' class=best' if best else ''}>{_cell(value)}</td>"
-                if known:
-                    there = signed(getattr(line.published, field)) if line.published else ""
-                    body += f'<td class="paper">{there}</td>'
-            body += "</tr>"
-    return f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
-
-
-def _cell(value: Spread | None) -> str:
-    if value is None:
-        return "–"
-    less = "" if value.std is None else f' <span class="pm">±\u00a0{value.std:.{_DIGITS}f}</span>'
-    return f"{signed(value.mean)}{less}"
+    return " to ".join(map(signed, value.ci95))
