@@ -82,7 +82,8 @@ class Config:
             features nor the size of the layer moves the balance; `absolute`, beta as it stands.
         density: share to freeze: the largest logits; None freezes `l > 0` as the paper does. `magnitude`
             and `random` freeze this share as well (0.55 for None).
-        scope: over what magnitude and random take their share: each `layer`, or all of them (`global`).
+        scope: over what magnitude and random, and with `layers` the learned masks too, take their share:
+            each `layer`, or all of them (`global`).
         naive_k: the naive mask freezes what lies `naive_k` standard deviations from the mean, above 0.
         editor_beta: weight of the anti-regulariser sum |dW|, below 0.
         editor_beta_unit: as beta_unit, of |dCE/ddW|.
@@ -164,7 +165,7 @@ class Config:
     lowrank_energy: float = 0.5
     target_steps: int = 100
     target_lr: float = 60.0
-    layers_target_lr: float = 0.1
+    layers_target_lr: float = 0.003
     target_momentum: float = 0.9
     target_weight_decay: float = 0.0
     target_schedule: Literal["cosine", "constant"] = "cosine"
@@ -269,6 +270,8 @@ def _check_sweep(config: Config) -> None:
             f"bn_policy: expected frozen without layers of the backbone to fine-tune, "
             f"got {config.bn_policy!r}"
         )
+    if config.layers and "lowrank" in config.strategies:
+        raise ValueError("strategies: lowrank works on the head alone; leave it out with layers")
     checks.one_of("engine", (config.engine,), ("grouped", "loop"))
     _check_variations(config)
     checks.flag("train_unmasked", config.train_unmasked)

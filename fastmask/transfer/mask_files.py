@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -30,6 +32,16 @@ def name(source: str, strategy: str, seed: int) -> str:
     return f"{plain}-{strategy}-seed{seed}.safetensors"
 
 
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """A masked parameter: its mask (1 = frozen), its values after and before stage 1, and the scores."""
+
+    frozen: BitMask
+    weight: Tensor
+    initial: Tensor
+    scores: Tensor | None
+
+
 def write(
     path: Path,
     source: Source,
@@ -40,7 +52,7 @@ def write(
     exact_recall: bool,
     train_unmasked: bool,
 ) -> None:
-    """Write a mask, whole or not at all.
+    """Write the mask of a head, whole or not at all.
 
     Args:
         path: file to write.
@@ -53,29 +65,56 @@ def write(
     Raises:
         RunFolderError: it cannot be written.
     """
-    weight = source.trained[MASKED]
-    tensors = {
-        f"{MASKED}.frozen": found.frozen.bits,
-        f"{MASKED}.weight": weight,
-        f"{MASKED}.initial": source.initial[MASKED],
+    masked = Masked(found.frozen, source.trained[MASKED], source.initial[MASKED], found.scores)
+    unmasked = {
+        name: value for name, value in source.trained.items() if train_unmasked and name != MASKED
     }
-    if found.scores is not None:
-        tensors[f"{MASKED}.scores"] = found.scores
-    if exact_recall:
-        tensors[f"{MASKED}.originals"] = weight[~found.frozen.to_bool()]
-        if train_unmasked:
-            tensors |= {
-                f"unmasked.{name}.originals": value
-                for name, value in source.trained.items()
-                if name != MASKED
-            }
+    write_masks(
+        path,
+        (source.domain, strategy, source.seed),
+        {MASKED: masked},
+        classes,
+        unmasked if exact_recall else None,
+    )
+
+
+def write_masks(
+    path: Path,
+    found: tuple[str, str, int],
+    masked: Mapping[str, Masked],
+    classes: tuple[str, ...],
+    unmasked: Mapping[str, Tensor] | None,
+) -> None:
+    """Write the masks of a network, whole or not at all.
+
+    Args:
+        path: file to write.
+        found: source, strategy and seed that the masks are of.
+        masked: the masked parameters by name, the classifier's last.
+        classes: names in the order of the labels.
+        unmasked: for exact recall: originals of what stage 3 changes besides; None keeps no originals.
+
+    Raises:
+        RunFolderError: it cannot be written.
+    """
+    tensors: dict[str, Tensor] = {}
+    for key, own in masked.items():
+        tensors[f"{key}.frozen"] = own.frozen.bits
+        tensors[f"{key}.weight"] = own.weight
+        tensors[f"{key}.initial"] = own.initial
+        if own.scores is not None:
+            tensors[f"{key}.scores"] = own.scores
+        if unmasked is not None:
+            tensors[f"{key}.originals"] = own.weight[~own.frozen.to_bool()]
+    tensors |= {f"unmasked.{key}.originals": value for key, value in (unmasked or {}).items()}
+    ones = sum(own.frozen.count() for own in masked.values())
     head = {
         "fastmask_format": FORMAT,
-        "source": source.domain,
-        "strategy": strategy,
-        "seed": str(source.seed),
-        "shapes": json.dumps({MASKED: list(weight.shape)}),
-        "density": repr(found.frozen.density),
+        "source": found[0],
+        "strategy": found[1],
+        "seed": str(found[2]),
+        "shapes": json.dumps({key: list(own.weight.shape) for key, own in masked.items()}),
+        "density": repr(ones / sum(own.frozen.numel() for own in masked.values())),
         "classes": json.dumps(list(classes)),
     }
     held = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
@@ -97,14 +136,14 @@ def recall(mask_file: str | Path, head: nn.Module) -> None:
 
     Args:
         mask_file: a mask file of a run with `exact_recall`.
-        head: the head after stage 3, or any module with its parameters by name.
+        head: the head, or network, after stage 3; or any module with its parameters by name.
 
     Raises:
         MaskFileError: it is no mask file, keeps no originals, or does not fit the head; or the head's
             frozen entries are not those the mask was found on. The head is then as it was.
     """
     path = Path(mask_file)
-    params = dict(head.named_parameters())
+    params: dict[str, Tensor] = {**dict(head.named_parameters()), **dict(head.named_buffers())}
     restored: dict[str, Tensor] = {}
     try:
         with safe_open(path, framework="pt") as file:
@@ -131,7 +170,7 @@ def recall(mask_file: str | Path, head: nn.Module) -> None:
             params[key].copy_(value)
 
 
-def _fits(path: Path, key: str, shape: torch.Size, params: dict[str, nn.Parameter]) -> nn.Parameter:
+def _fits(path: Path, key: str, shape: torch.Size, params: dict[str, Tensor]) -> Tensor:
     if key not in params or params[key].shape != shape:
         got = tuple(params[key].shape) if key in params else "none"
         raise MaskFileError(f"{path}: head: expected {key} of shape {tuple(shape)}, got {got}")
@@ -143,7 +182,7 @@ def _restored(
     key: str,
     shape: torch.Size,
     held: dict[str, Tensor],
-    params: dict[str, nn.Parameter],
+    params: dict[str, Tensor],
 ) -> Tensor:
     param = _fits(path, key, shape, params)
     originals = held.get(f"{key}.originals")

@@ -12,6 +12,7 @@ import torch
 from fastmask import backbones, data
 from fastmask.data import Features
 from fastmask.report import Row
+from fastmask.transfer import network
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain, prepare
 from fastmask.transfer.plan import Group, plan
@@ -70,6 +71,9 @@ def run(
     Source: arXiv 2308.13957, 3 to 6.
     """
     device = _device(config.device)
+    if config.layers:
+        _no_features(features)
+        return Result(*network.run(config, progress, resume), config)
     recorder = Recorder(config, resume)
     try:
         features, classes, of_data = _features(config, features, classes, progress)
@@ -98,6 +102,11 @@ def run(
     finally:
         recorder.close()
     return Result(_in_order(recorder.rows, groups), recorder.folder, config)
+
+
+def _no_features(features: Mapping[str, Features] | None) -> None:
+    if features is not None:
+        raise ValueError("features: expected none with layers, whose training needs the pictures")
 
 
 def _in_order(rows: Sequence[Row], groups: tuple[Group, ...]) -> tuple[Row, ...]:
@@ -158,7 +167,7 @@ def _fingerprint(features: Mapping[str, Features]) -> str:
 def _check_samples(
     config: Config, domains: Mapping[str, Domain], groups: tuple[Group, ...]
 ) -> None:
-    if "binary" not in config.strategies:
+    if not {"binary", "kl"} & set(config.strategies):
         return
     for name in dict.fromkeys(run.source for group in groups for run in group.runs):
         if (n := len(domains[name].train.y)) < config.samples:

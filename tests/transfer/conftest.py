@@ -1,15 +1,17 @@
-"""Small domains made of numbers: three classes seen through four rotations of one space."""
+"""Small domains: three classes of numbers seen through four rotations of one space; a few digits."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fastmask.data import Features
+from fastmask import backbones, data
+from fastmask.backbones import Backbone
+from fastmask.data import DomainSet, Features
 from fastmask.transfer import Config
 
 CLASSES = ("cat", "dog", "owl")
@@ -52,3 +54,55 @@ def settings(tmp_path: Path) -> Callable[..., Config]:
         return Config(**{**few, **given})
 
     return make
+
+
+@pytest.fixture(scope="session")
+def domains() -> DomainSet:
+    """Eight pictures of each digit, of three domains."""
+    whole = data.load("digits")
+    rows = torch.arange(800).view(10, 80)[:, :8].reshape(-1)
+    names = ("handwritten", "printed", "neon")
+    return DomainSet(
+        "few digits",
+        whole.classes,
+        dict.fromkeys(names, torch.arange(10).repeat_interleave(8)),
+        {name: tuple(f"{name} {i}" for i in range(80)) for name in names},
+        lambda domain, row: whole.image(domain, int(rows[row])),
+        dict.fromkeys(names, "few"),
+        lambda domain, row: f"{domain}, picture {row}",
+    )
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    return backbones.load("digits_cnn", "random", cache=None)
+
+
+@pytest.fixture
+def layered(
+    settings: Callable[..., Config],
+    domains: DomainSet,
+    backbone: Backbone,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Callable[..., Config]]:
+    """A Config of few steps over a layer, whose sweep loads `domains` and `backbone`; on one thread."""
+    monkeypatch.setattr(data, "load", lambda *_, **__: domains)
+    monkeypatch.setattr(backbones, "load", lambda *_, **__: backbone)
+
+    def make(**given: Any) -> Config:
+        few = {
+            "layers": ("12",),
+            "sources": ("handwritten",),
+            "targets": ("printed",),
+            "starts": ("source-start",),
+            "source_steps": 6,
+            "mask_steps": 4,
+            "editor_steps": 4,
+            "target_steps": 4,
+        }
+        return settings(**{**few, **given})
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield make
+    torch.set_num_threads(before)
