@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from fastmask import ops
 from fastmask.bits import BitMask
 from fastmask.data import Features
-from fastmask.transfer import Config
+from fastmask.report import read_run
+from fastmask.transfer import Config, run
 from fastmask.transfer.batches import generator, orders
+from fastmask.transfer.config import STRATEGIES
 from fastmask.transfer.domains import Part
 from fastmask.transfer.head import MASKED
 from fastmask.transfer.source import Source, train
@@ -312,3 +316,50 @@ def test_every_knob_of_a_strategy_decides_its_mask(
             usual.scores is None or usual.scores.equal(varied.scores)
         )
         assert not same, knob
+
+
+@pytest.mark.filterwarnings("ignore:.*nothing is frozen")
+def test_a_sweep_runs_all_strategies_and_repeats_itself(
+    settings: Settings, features: dict[str, Features], tmp_path: Path
+) -> None:
+    def sweep(name: str) -> tuple[tuple[object, ...], Path]:
+        config = settings(
+            strategies=STRATEGIES,
+            starts=("source-start",),
+            sources=("ink", "oil"),
+            targets=("film", "ink"),
+            vary=("density=0.25,0.75", "lowrank_energy=0.9"),
+            out=tmp_path / name,
+        )
+        result = run(config, features=features)
+        return result.rows, result.folder
+
+    torch.manual_seed(1)
+    rows, folder = sweep("a")
+    torch.manual_seed(2)
+    again, second = sweep("b")
+    assert rows == again
+    # Three pairs; two baselines, seven masks, two densities of four and one energy.
+    assert len(rows) == 3 * (2 + 7 + 4 * 2 + 1)
+    counts = {0.25: 9, 0.55: 20, 0.75: 27}
+    for row in rows:
+        if row.strategy in ("binary", "kl", "magnitude", "random"):
+            density = float(row.setting.partition("=")[2] or 0.55)
+            assert row.frozen_density == counts[density] / 36, row
+        if row.strategy == "lowrank":
+            assert row.frozen_density == 20 / 36
+
+    assert {strategy for _, strategy, _ in read_run(folder).masks} == set(STRATEGIES)
+    for path in sorted((folder / "masks").iterdir()):
+        held = load_file(path)
+        learned = path.name.split("-")[1] in ("editor", "binary", "kl", "lowrank")
+        assert (f"{MASKED}.scores" in held) == learned, path.name
+        assert path.read_bytes() == (second / "masks" / path.name).read_bytes()
+
+
+def test_a_source_with_fewer_rows_than_masks_is_refused(
+    settings: Settings, features: dict[str, Features]
+) -> None:
+    config = settings(strategies=("kl",), batch=64, samples=32)
+    with pytest.raises(ValueError, match="at most the 30 training rows of oil, got 32"):
+        run(config, features=features)
