@@ -21,6 +21,13 @@ class MaskedLinear(MaskedLayer, nn.Linear):
     `train()` and `eval()` reach the mask: it samples, and learns, in training alone (`layer.mask.train()`
     after `model.eval()` learns a mask in a network that is otherwise in evaluation).
 
+    Copies, pickles, `torch.save`, DDP and autocast take it as they take torch's layer. Compiled whole
+    (`fullgraph=True`) it is one graph for all seeds and all bits copied or loaded into a `FixedMask`;
+    `torch.export` takes it in evaluation. Checkpointing draws the same mask again (`preserve_rng_state`, the
+    default). `torch.func` differentiates it backward, once, and maps it slice by slice; `randomness` of
+    `vmap` says whether slices share a sampled mask. `AveragedModel` averages scores; its `use_buffers=True`
+    would average packed bits as numbers and is not for networks with a `FixedMask`.
+
     Args:
         in_features: K.
         out_features: N.

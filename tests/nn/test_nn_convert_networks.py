@@ -197,7 +197,7 @@ def test_an_encoder_whose_later_layer_alone_is_masked_reads_no_nested_tensor() -
         assert_same_bits(encoder(x, src_key_padding_mask=padding), fast)
 
 
-def test_the_output_projection_of_attention_is_refused_without_its_attention() -> None:
+def test_the_output_projection_of_attention_is_refused_by_name() -> None:
     layer = encoder_layer()
     with pytest.raises(
         ValueError, match=r"self_attn.out_proj cannot be masked: .*read by self_attn"
