@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from fastmask.transfer.head import MASKED
 from fastmask.transfer.source import Source
 from fastmask.transfer.strategies import binary
 from fastmask.transfer.strategies.found import Found
+
+# Logits, the mean loss of the last steps, the running mean of |dL/dl|.
+_Learned = tuple[Tensor, float, float | None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,23 +58,34 @@ def find(problems: Sequence[Problem]) -> list[Found]:
     Warns:
         MaskWarning: as those.
     """
-    found: list[Found | None] = [None] * len(problems)
-    alike: dict[tuple[float, ...], list[int]] = {}
+    same: dict[tuple[Any, ...], list[int]] = {}
     for i, problem in enumerate(problems):
-        alike.setdefault(_shape(problem), []).append(i)
-    for places in alike.values():
-        streams: dict[tuple[str, str, int], list[int]] = {}
-        for i in places:
-            source = problems[i].source
-            key = (problems[i].strategy, source.domain, source.seed)
-            streams.setdefault(key, []).append(i)
-        # Streams with equally many settings are one tensor.
-        for many in sorted({len(own) for own in streams.values()}):
-            stack = [[problems[i] for i in own] for own in streams.values() if len(own) == many]
-            order = [i for own in streams.values() if len(own) == many for i in own]
-            for i, result in zip(order, _Stack(stack).train(), strict=True):
-                found[i] = result
+        same.setdefault((_stream(problem), _shape(problem), _numbers(problem)), []).append(i)
+    found: list[Found | None] = [None] * len(problems)
+    for stack in _stacks([problems[places[0]] for places in same.values()]):
+        for problem, learned in stack.train():
+            # Problems that differ in what they freeze alone have learned the same.
+            for i in same[_stream(problem), _shape(problem), _numbers(problem)]:
+                found[i] = binary.result(problems[i].config, _name(problem), *learned)
     return [result for result in found if result is not None]
+
+
+def _stacks(problems: Sequence[Problem]) -> list[_Stack]:
+    """Problems alike in shape, streams with equally many settings together."""
+    alike: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Problem]]] = {}
+    for problem in problems:
+        streams = alike.setdefault(_shape(problem), {})
+        streams.setdefault(_stream(problem), []).append(problem)
+    return [
+        _Stack([own for own in streams.values() if len(own) == many])
+        for streams in alike.values()
+        for many in sorted({len(own) for own in streams.values()})
+    ]
+
+
+def _stream(problem: Problem) -> tuple[str, str, int]:
+    """What decides the rows and the noise of a problem."""
+    return problem.strategy, problem.source.domain, problem.source.seed
 
 
 def _shape(problem: Problem) -> tuple[float, ...]:
@@ -78,6 +93,15 @@ def _shape(problem: Problem) -> tuple[float, ...]:
     config, rows = problem.config, len(problem.part.y)
     size = min(config.batch, rows) // config.samples * config.samples
     return size, config.samples, config.mask_steps, config.mask_lr
+
+
+def _numbers(problem: Problem) -> tuple[float, ...]:
+    """What the problems of a tensor may differ in."""
+    return problem.config.tau, problem.config.beta, problem.config.logit_init
+
+
+def _name(problem: Problem) -> str:
+    return f"{problem.strategy} mask of {problem.source.domain}, seed {problem.source.seed}"
 
 
 class _Stack:
@@ -106,13 +130,11 @@ class _Stack:
             # What a divergence has over a cross-entropy; 0 for labels.
             self.entropy = torch.special.entr(self.wanted).sum(1)
         self.size = int(_shape(firsts[0])[0])
-        self.taus, self.betas, self.inits = (
-            self.weight.new_tensor([[getattr(p.config, name) for p in own] for own in problems])
-            for name in ("tau", "beta", "logit_init")
-        )
+        numbers = self.weight.new_tensor([[_numbers(p) for p in own] for own in problems])
+        self.taus, self.betas, self.inits = numbers.unbind(2)
 
-    def train(self) -> list[Found]:
-        """Take all steps; return what was found, source after source."""
+    def train(self) -> list[tuple[Problem, _Learned]]:
+        """Take all steps; return what each problem learned."""
         config, (U, N, K) = self.config, self.weight.shape
         V = self.taus.shape[1]
         logits = nn.Parameter(self.inits[..., None, None].expand(U, V, N, K).contiguous())
@@ -199,33 +221,25 @@ class _Stack:
         if not bool(norm.isfinite().all()):
             u, v = (~norm.isfinite()).nonzero()[0].tolist()
             raise TrainingDiverged(
-                f"{self._name(u)}: the gradient of the logits has norm {float(norm[u, v])} at step "
-                f"{step}; a smaller beta or larger tau keeps it finite"
+                f"{_name(self.problems[u][v])}: the gradient of the logits has norm "
+                f"{float(norm[u, v])} at step {step}; a smaller beta or larger tau keeps it finite"
             )
         if self.config.mask_clip is not None:
             grad.mul_((self.config.mask_clip / norm).clamp_(max=1.0)[..., None, None])
 
-    def _name(self, u: int) -> str:
-        problem = self.problems[u][0]
-        return f"{problem.strategy} mask of {problem.source.domain}, seed {problem.source.seed}"
-
-    def _results(self, logits: Tensor, losses: Tensor, scale: Tensor | None) -> list[Found]:
-        found = []
+    def _results(
+        self, logits: Tensor, losses: Tensor, scale: Tensor | None
+    ) -> list[tuple[Problem, _Learned]]:
+        results: list[tuple[Problem, _Learned]] = []
         for u, own in enumerate(self.problems):
             for v, problem in enumerate(own):
                 finite = losses[:, u, v].isfinite()
                 if not bool(finite.all()):
                     step = int((~finite).nonzero()[0])
                     raise TrainingDiverged(
-                        f"{self._name(u)}: the loss is {float(losses[step, u, v])} at step {step + 1}"
+                        f"{_name(problem)}: the loss is {float(losses[step, u, v])} at step {step + 1}"
                     )
-                found.append(
-                    binary.result(
-                        problem.config,
-                        self._name(u),
-                        logits[u, v].clone(),
-                        float(losses[-50:, u, v].mean()),
-                        None if scale is None else float(scale[u, v]),
-                    )
-                )
-        return found
+                loss = float(losses[-50:, u, v].mean())
+                unit = None if scale is None else float(scale[u, v])
+                results.append((problem, (logits[u, v].clone(), loss, unit)))
+        return results
