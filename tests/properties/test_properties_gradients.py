@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import assume, given, settings
@@ -94,6 +95,7 @@ def convolutions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dic
     return (channels, *size), (out, channels // groups, *kernel), how
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @given(convolutions(), SAMPLES, st.booleans(), SEEDS)
 def test_masked_conv2d_is_conv2d_of_the_selected_weight(
     shapes: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]],
