@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
@@ -10,7 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastmask
-from fastmask import BitMask, FixedMask, GumbelMask, MaskedConv2d, MaskedLinear, ThresholdMask, ops
+from fastmask import (
+    BitMask,
+    FixedMask,
+    GumbelMask,
+    MaskedConv2d,
+    MaskedLinear,
+    ThresholdMask,
+    _backend,
+    ops,
+)
 from fastmask.nn import set_batch_norm_policy
 from fastmask.optim import MaskedSGD, protect
 from fastmask.testing import assert_same_bits, mask, values
@@ -82,6 +92,30 @@ def test_sizes_beyond_2_to_the_31_are_counted_in_64_bits() -> None:
     assert sampled.shape == (2, 2**30)
     x, w = torch.empty(2, 2**17, device="meta"), torch.empty(2**16, 2**17, device="meta")
     assert ops.masked_linear(x, w, sampled[0]).shape == (2, 2**16)
+
+
+@pytest.mark.slow
+def test_the_cpu_engine_counts_beyond_2_to_the_31() -> None:
+    """2 GiB of bools; the reference needs several times as much."""
+    if reason := _backend.missing("cpu"):
+        pytest.skip(f"no CPU engine: {reason}")
+    if (
+        not hasattr(os, "sysconf")
+        or os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 2**33
+    ):
+        pytest.skip("less than 8 GiB of free memory")
+    n = 2**31 + 70
+    places = torch.tensor([0, 2**31 - 1, 2**31, 2**31 + 1, n - 1])
+    ones = torch.zeros(n, dtype=torch.bool)
+    ones[places] = True
+    bits = ops.pack(ones, backend="cpu")
+    assert int(ops.popcount(bits, backend="cpu")) == len(places)
+    expected = torch.zeros_like(bits)
+    for place in places.tolist():
+        expected[place // 8] |= 1 << place % 8
+    assert torch.equal(bits, expected)
+    del ones
+    assert ops.unpack(bits, (n,), backend="cpu")[places].all()
 
 
 def test_on_the_meta_device_layers_give_shapes_and_masks_no_counts() -> None:
