@@ -71,8 +71,8 @@ fastmask transfer --curves
 fastmask transfer --hidden 1024
 [dim]· a classifier with a hidden layer, its last layer masked[/dim]
 
-fastmask transfer --layers 'conv3' --policy affine --seeds 1
-[dim]· mask and fine-tune a layer of the backbone too, batch norms' scales learning with it[/dim]
+fastmask transfer --layers 12 --policy affine --seeds 1
+[dim]· mask and fine-tune the small backbone's last convolution too, norms' scales learning with it[/dim]
 
 fastmask transfer --config runs/first/config.json --tau 0.5 --json
 [dim]· an earlier run's settings with one changed, and JSON for a program[/dim]
