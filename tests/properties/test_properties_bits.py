@@ -16,7 +16,7 @@ from fastmask.testing import generator, values
 SHAPES = st.lists(st.integers(0, 9), max_size=4).map(tuple)
 SEEDS = st.integers(0, 2**32)
 # Numbers on which comparisons go wrong: zeros of both signs, the smallest, infinities, none at all.
-ODD = (0.0, -0.0, 5e-324, -5e-324, 1.0, math.inf, -math.inf, math.nan)
+ODD = (0.0, -0.0, 5e-324, -1e-45, 1.0, 1e-45, math.inf, -math.inf, math.nan)
 
 
 def bools(shape: tuple[int, ...], seed: int) -> Tensor:
@@ -54,15 +54,19 @@ def test_bits_follow_logical_order_and_not_memory(view: Tensor) -> None:
         assert torch.equal(ops.pack(last, 0.0), packed)
 
 
-@given(st.lists(st.sampled_from(ODD) | st.floats(width=32), max_size=200), st.sampled_from(ODD[:5]))
+@given(
+    st.lists(st.sampled_from(ODD) | st.floats(width=16), max_size=200),
+    st.sampled_from(ODD[:5]) | st.floats(-2, 2),
+    st.sampled_from([torch.float64, torch.float32, torch.bfloat16, torch.float16]),
+)
 def test_scores_count_by_being_above_the_threshold_and_by_nothing_else(
-    scores: list[float], mu: float
+    scores: list[float], mu: float, dtype: torch.dtype
 ) -> None:
-    given_scores = torch.tensor(scores, dtype=torch.float64)
-    packed = ops.pack(given_scores, mu)
-    assert torch.equal(packed, ops.pack(given_scores > mu))
-    # Doubling is exact but for overflow, which keeps its side, and moves both sides of the comparison.
-    assert torch.equal(packed, ops.pack(2 * given_scores, 2 * mu))
+    # The threshold itself is among them, rounded as the scores are.
+    held = torch.tensor([*scores, mu], dtype=torch.float64).to(dtype)
+    packed = ops.pack(held, mu)
+    assert torch.equal(packed, ops.pack(held > mu))
+    assert torch.equal(packed, ops.pack(held, mu, backend="reference"))
 
 
 @given(SHAPES, st.integers(1, 4), SEEDS)

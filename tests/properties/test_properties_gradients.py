@@ -1,7 +1,7 @@
-"""Products and gradients of masked layers, exactly: operands are small whole numbers in float64.
+"""Products and gradients of masked layers, exactly: operands are small whole numbers.
 
-Sums of products of whole numbers below 2^53 are exact in any order, so that a wrong term shows as an
-inequality and no tolerance is needed, whatever back end computes them.
+Sums of products of whole numbers below 2^53, in float32 below 2^24, are exact in any order, so that a wrong
+term shows as an inequality and no tolerance is needed, whatever back end computes them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from fastmask.testing import generator
 
 SEEDS = st.integers(0, 2**32)
 SIDES = st.integers(1, 8)
+# On and off the 64 bits of a word and the lanes of a vector.
+WIDER = SIDES | st.sampled_from([31, 64, 70, 128])
 SAMPLES = st.sampled_from([1, 2, 4])
+DTYPES = st.sampled_from([torch.float64, torch.float32])
 OFF = st.sampled_from(["zero", "flip"])
 
 
-def whole(*shape: int, seed: int) -> Tensor:
+def whole(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
     """Whole numbers in [-8, 8]."""
-    return torch.randint(-8, 9, shape, generator=generator(seed)).double()
+    return torch.randint(-8, 9, shape, generator=generator(seed)).to(dtype)
 
 
-def leaf(*shape: int, seed: int) -> Tensor:
-    return whole(*shape, seed=seed).requires_grad_()
+def leaf(*shape: int, seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return whole(*shape, seed=seed, dtype=dtype).requires_grad_()
 
 
 def selected(weight: Tensor, ones: Tensor, off: str = "zero") -> Tensor:
@@ -43,12 +46,12 @@ def equal(got: Any, want: Any) -> None:
         assert torch.equal(ours, theirs)
 
 
-@given(SIDES, SIDES, SAMPLES, st.integers(0, 3), st.booleans(), SEEDS)
+@given(WIDER, WIDER, SAMPLES, st.integers(0, 3), st.booleans(), SEEDS, DTYPES)
 def test_masked_linear_is_linear_of_the_selected_weight(
-    n: int, k: int, samples: int, rows: int, with_bias: bool, seed: int
+    n: int, k: int, samples: int, rows: int, with_bias: bool, seed: int, dtype: torch.dtype
 ) -> None:
-    x, w = leaf(samples * rows, k, seed=seed), leaf(n, k, seed=seed + 1)
-    bias = leaf(n, seed=seed + 2) if with_bias else None
+    x, w = leaf(samples * rows, k, seed=seed, dtype=dtype), leaf(n, k, seed=seed + 1, dtype=dtype)
+    bias = leaf(n, seed=seed + 2, dtype=dtype) if with_bias else None
     ones = torch.rand(samples, n, k, generator=generator(seed)) < 0.5
     active = torch.stack([ops.pack(mask) for mask in ones])
     y = ops.masked_linear(x, w, active, bias)
@@ -56,14 +59,16 @@ def test_masked_linear_is_linear_of_the_selected_weight(
     want = torch.cat(parts) if rows else y.new_zeros(0, n)
     assert torch.equal(y, want)
     if rows:
-        dy = whole(*y.shape, seed=seed + 3)
+        dy = whole(*y.shape, seed=seed + 3, dtype=dtype)
         leaves = [t for t in (x, w, bias) if t is not None]
         equal(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(want, leaves, dy))
 
 
-@given(SIDES, SIDES, st.integers(1, 4), st.integers(0, 9), SEEDS)
-def test_a_row_sees_its_own_mask_alone(n: int, k: int, tasks: int, rows: int, seed: int) -> None:
-    x, w = leaf(rows, k, seed=seed), leaf(n, k, seed=seed + 1)
+@given(WIDER, WIDER, st.integers(1, 4), st.integers(0, 9), SEEDS, DTYPES)
+def test_a_row_sees_its_own_mask_alone(
+    n: int, k: int, tasks: int, rows: int, seed: int, dtype: torch.dtype
+) -> None:
+    x, w = leaf(rows, k, seed=seed, dtype=dtype), leaf(n, k, seed=seed + 1, dtype=dtype)
     ones = torch.rand(tasks, n, k, generator=generator(seed)) < 0.5
     groups = torch.randint(tasks, (rows,), generator=generator(seed))
     active = torch.stack([ops.pack(mask) for mask in ones])
@@ -96,16 +101,18 @@ def convolutions(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...], dic
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@given(convolutions(), SAMPLES, st.booleans(), SEEDS)
+@given(convolutions(), SAMPLES, st.booleans(), SEEDS, DTYPES)
 def test_masked_conv2d_is_conv2d_of_the_selected_weight(
     shapes: tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]],
     samples: int,
     with_bias: bool,
     seed: int,
+    dtype: torch.dtype,
 ) -> None:
     image, kernel, how = shapes
-    x, w = leaf(2 * samples, *image, seed=seed), leaf(*kernel, seed=seed + 1)
-    bias = leaf(kernel[0], seed=seed + 2) if with_bias else None
+    x = leaf(2 * samples, *image, seed=seed, dtype=dtype)
+    w = leaf(*kernel, seed=seed + 1, dtype=dtype)
+    bias = leaf(kernel[0], seed=seed + 2, dtype=dtype) if with_bias else None
     ones = torch.rand(samples, *kernel, generator=generator(seed)) < 0.5
     active = torch.stack([ops.pack(mask) for mask in ones])
     y = ops.masked_conv2d(x, w, active, bias, **how)
@@ -116,22 +123,23 @@ def test_masked_conv2d_is_conv2d_of_the_selected_weight(
         ]
     )
     assert torch.equal(y, want)
-    dy = whole(*y.shape, seed=seed + 3)
+    dy = whole(*y.shape, seed=seed + 3, dtype=dtype)
     leaves = [t for t in (x, w, bias) if t is not None]
     equal(torch.autograd.grad(y, leaves, dy), torch.autograd.grad(want, leaves, dy))
 
 
-@given(SIDES, SIDES, st.integers(1, 4), st.sampled_from(["threshold", "topk"]), OFF, SEEDS)
+@given(WIDER, WIDER, st.integers(1, 4), st.sampled_from(["threshold", "topk"]), OFF, SEEDS, DTYPES)
 def test_a_score_learns_by_what_its_bit_would_change(
-    n: int, k: int, rows: int, method: str, off: str, seed: int
+    n: int, k: int, rows: int, method: str, off: str, seed: int, dtype: torch.dtype
 ) -> None:
     """dL/dscore = (W - off) * dL/dW', for inactive entries too: W' = where(b, W, off)."""
-    x, w, scores = (leaf(*s, seed=seed + i) for i, s in enumerate(((rows, k), (n, k), (n, k))))
+    shapes = ((rows, k), (n, k), (n, k))
+    x, w, scores = (leaf(*s, seed=seed + i, dtype=dtype) for i, s in enumerate(shapes))
     options: dict[str, Any] = {"mu": 1.0} if method == "threshold" else {"density": 0.4}
     bits = ops.pack(scores, 1.0) if method == "threshold" else ops.topk_mask(scores, 0.4)
     ones = ops.unpack(bits, (n, k))
     effective = selected(w, ones, off).detach().requires_grad_()
-    dy = whole(rows, n, seed=seed + 3)
+    dy = whole(rows, n, seed=seed + 3, dtype=dtype)
     dx_want, g = torch.autograd.grad(F.linear(x, effective), [x, effective], dy)
     y = ops.learned_linear(x, w, scores, method=method, off=off, **options)
     assert torch.equal(y, F.linear(x, effective))
