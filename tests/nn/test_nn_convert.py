@@ -28,7 +28,7 @@ from fastmask import (
 )
 from fastmask.masks import Mask
 from fastmask.nn.support import MASKED, READS_WEIGHTS
-from fastmask.testing import assert_same_bits, mask, values
+from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
 
 TEMPLATES: dict[str, Callable[[], Mask]] = {
     "gumbel": lambda: GumbelMask(init=0.5),
@@ -119,15 +119,16 @@ def test_the_product_is_the_same_masked_or_baked_and_as_written(kind: str) -> No
         if getattr(layer.mask, "scale", None):
             product = product * torch.sqrt(ones.numel() / ones.sum().float())
         plain.weight.data = product
-    expected = model.eval()(x)
-    assert_same_bits(expected.detach(), by_hand(x).detach())
+    expected, exact = by_hand(x).detach(), copy.deepcopy(by_hand).double()(x.double()).detach()
+    # A back end that reads bits may sum in an order of its own; what is baked has torch's.
+    assert_within_budget(model.eval()(x).detach(), expected, exact)
     params = dict(net().named_parameters()).keys()
     weights = [layer.weight for layer in linears(model)]
     assert fastmask.bake_(model) == ("0", "3.0", "4")
     assert dict(model.named_parameters()).keys() == params
     assert [layer.weight for layer in linears(model)] == weights
     assert all(type(layer) is nn.Linear and layer.weight.requires_grad for layer in linears(model))
-    assert_same_bits(model(x).detach(), expected.detach())
+    assert_same_bits(model(x).detach(), expected)
     net().load_state_dict(model.state_dict())
 
 

@@ -51,6 +51,8 @@ NETWORKS: dict[str, tuple[Callable[[str], nn.Module], int]] = {
     "tf_efficientnet_lite0": (timm_net, 64),
     "vit_tiny_patch16_224": (timm_net, 224),
     "torchvision resnet18": (torchvision_net, 64),
+    "torchvision shufflenet_v2_x0_5": (torchvision_net, 64),
+    "torchvision mobilenet_v3_small": (torchvision_net, 64),
     "torchvision vit": (torchvision_vit, 64),
 }
 
