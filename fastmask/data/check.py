@@ -75,18 +75,18 @@ WARNINGS = {
         "rename them: lists cannot name them and terminals garble them",
     ),
     "links": ("symbolic links", "followed; the run changes when what they point to changes"),
-    "copies": ("copies within a class", "kept on one side of every split; delete all but one"),
+    "copies": ("copies within a class", "kept on one side of every split; delete them"),
     "copies-domains": (
         "copies in several domains",
         "kept on one side of every drawn split; delete those that are of another domain",
     ),
     "copies-classes": (
         "copies in several classes",
-        "at most one class is right; delete the others",
+        "at most one class is right; delete them from the others",
     ),
     "copies-pixels": (
         "different files with the same pixels",
-        "splits take them for different pictures: a copy may be tested on; delete all but one",
+        "splits take them for different pictures: a copy may be tested on; delete them",
     ),
     "in-no-list": ("pictures in no list", "left out of the run; list them if they were meant"),
     "copies-listed": ("test pictures with a copy in training", "left out of the test part"),
@@ -278,7 +278,7 @@ def _look_at_layout(found: _Found, root: Path, layout: Layout) -> None:
         groups |= {f"{domain}/{name}/": [p.name for p in ps] for name, ps in classes.items()}
     for place, names in groups.items():
         for same in folders.same_but_for_case(names):
-            found["case"].append(Place(place + same[0], "and " + ", ".join(same[1:])))
+            found["case"] += [Place(place + other, f"as {same[0]}") for other in same[1:]]
         found["name"] += [Place(place + name) for name in names if not _plain(name)]
         found["links"] += [
             Place(place + name, f"to {os.readlink(path)}")
@@ -334,14 +334,15 @@ def _look_for_copies(found: _Found, good: Mapping[Path, _Seen], names: Mapping[P
                 classes = {path.parent.name for path in paths}
                 domains = {path.parent.parent.name for path in paths}
                 kind = "-classes" if len(classes) > 1 else "-domains" if len(domains) > 1 else ""
-                found["copies" + kind].append(_together(paths, names))
+                found["copies" + kind] += _beside_the_first(paths, names)
         if len(by_digest) > 1:
             firsts = [paths[0] for paths in by_digest.values()]
-            found["copies-pixels"].append(_together(firsts, names))
+            found["copies-pixels"] += _beside_the_first(firsts, names)
 
 
-def _together(paths: list[Path], names: Mapping[Path, str]) -> Place:
-    return Place(names[paths[0]], "and " + ", ".join(names[path] for path in paths[1:]))
+def _beside_the_first(paths: list[Path], names: Mapping[Path, str]) -> list[Place]:
+    """A place for each file that could go; the first one may stay."""
+    return [Place(names[path], f"as {names[paths[0]]}") for path in paths[1:]]
 
 
 def _look_at_lists(

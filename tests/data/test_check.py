@@ -116,24 +116,24 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
     ),
     "rotated": (put("art/dog/zc.jpg", turned()), "rotated", "art/dog/zc.jpg", ""),
     "ending": (put("art/dog/zd.jpg", encoded(906)), "ending", "art/dog/zd.jpg", "is PNG"),
-    "case": (put("art/dog/P00.png", encoded(908)), "case", "art/dog/P00.png", "and p00.png"),
+    "case": (put("art/dog/P00.png", encoded(908)), "case", "art/dog/p00.png", "as P00.png"),
     "accents": (
         lambda f: [put(f"art/dog/{n}.png", encoded(i))(f) for i, n in enumerate(("\u00e9", "e\u0301"), 920)],
-        "case", "art/dog/e\u0301.png", "and \u00e9.png",
+        "case", "art/dog/\u00e9.png", "as e\u0301.png",
     ),
     "line break": (put("art/dog/z\n.png", encoded(909)), "name", "art/dog/z\n.png", ""),
     "link": (link("art/dog/zf.png", "../../art/dog/p03.png"), "links", "art/dog/zf.png", "p03.png"),
     "copy": (
-        copy("art/dog/p01.png", "art/dog/p1_copy.png"), "copies", "art/dog/p01.png", "and art/dog/p1_copy",
+        copy("art/dog/p01.png", "art/dog/p1_copy.png"), "copies", "art/dog/p1_copy.png", "as art/dog/p01.png",
     ),
     "copy in a domain": (
-        copy("art/dog/p04.png", "photo/dog/zg.png"), "copies-domains", "art/dog/p04.png", "and photo/dog/zg",
+        copy("art/dog/p04.png", "photo/dog/zg.png"), "copies-domains", "photo/dog/zg.png", "as art/dog/p04",
     ),
     "copy in a class": (
-        copy("art/dog/p05.png", "photo/cat/zh.png"), "copies-classes", "art/dog/p05.png", "and photo/cat/zh",
+        copy("art/dog/p05.png", "photo/cat/zh.png"), "copies-classes", "photo/cat/zh.png", "as art/dog/p05",
     ),
     "equal pixels": (
-        recompressed, "copies-pixels", "art/dog/p02.png", "and photo/dog/z_again.bmp",
+        recompressed, "copies-pixels", "photo/dog/z_again.bmp", "as art/dog/p02.png",
     ),
     "a file beside": (put("art/list.txt", b"x"), "passed-over", "art/list.txt", "beside the class"),
     "a folder below": (
