@@ -116,7 +116,9 @@ def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
 @every
 def test_training_is_one_graph_whatever_the_seed(name: str) -> None:
     model = made(name)
-    fastmask.mask_(model, GumbelMask())
+    fastmask.mask_(model, GumbelMask(), lambda name, _: not name.startswith("layer4"))
+    if hasattr(model, "layer4"):  # Three quarters of ResNet-18's weights: sampling them takes long.
+        fastmask.mask_(model.layer4, ThresholdMask("kaiming"))
     set_batch_norm_policy(model, "frozen")
     compiled = Compiled(model, "aot_eager")
     outputs = []
@@ -126,8 +128,8 @@ def test_training_is_one_graph_whatever_the_seed(name: str) -> None:
         if seed in (0, STEPS - 1):
             assert_same(step(model, model, seed), found)
     compiled.assert_one_graph()
-    masks = [module for module in model.modules() if isinstance(module, GumbelMask)]
-    assert masks and all(own.logits.grad is not None for own in masks)
+    scores = {name: p for name, p in model.named_parameters() if ".mask." in name}
+    assert scores and all(p.grad is not None for p in scores.values())
     torch.manual_seed(-1)
     again = compiled.run(images(0))
     assert not torch.equal(again, outputs[0]), "another seed gives another mask in the same graph"
