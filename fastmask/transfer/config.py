@@ -165,7 +165,7 @@ class Config:
     lowrank_energy: float = 0.5
     target_steps: int = 100
     target_lr: float = 60.0
-    layers_target_lr: float = 0.003
+    layers_target_lr: float = 0.001
     target_momentum: float = 0.9
     target_weight_decay: float = 0.0
     target_schedule: Literal["cosine", "constant"] = "cosine"

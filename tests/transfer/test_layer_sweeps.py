@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 
+from fastmask.backbones import Backbone
+from fastmask.data import DomainSet
+from fastmask.errors import DataError
 from fastmask.report.mask_file import open_mask
 from fastmask.transfer import Config
 from fastmask.transfer import run as sweep
+from fastmask.transfer.network import pictures
 
 Settings = Callable[..., Config]
 LAST, OUTPUT = "backbone.12.weight", "head.output.weight"
@@ -63,3 +67,36 @@ def test_threads_and_interruptions_change_nothing(layered: Settings, tmp_path: P
     assert rows_of(tmp_path / "again") == rows_of(tmp_path / "whole")
     file = "masks/handwritten-binary-seed0.safetensors"
     assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+
+
+# The pictures.
+
+
+def test_pictures_are_cut_as_features_are(
+    layered: Settings, domains: DomainSet, backbone: Backbone
+) -> None:
+    found = pictures.load(layered(holdout=0.25), domains, backbone.transform, lambda x: x, None)
+    assert set(found) == {"handwritten", "printed"}
+    for name, domain in found.items():
+        split = domains.split(name, 0, 0.25)
+        for part, rows in ((domain.train, split.train), (domain.test, split.val)):
+            assert torch.equal(part.y, domains.labels(name)[rows])
+            first = backbone.transform.sized(domains.image(name, int(rows[0])))
+            assert part.x.dtype == torch.uint8 and torch.equal(part.x[0], first)
+
+
+def test_every_picture_that_cannot_be_decoded_is_named(
+    layered: Settings, domains: DomainSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = domains._picture
+
+    def damaged(domain: str, row: int) -> torch.Tensor:
+        if (domain, row) in (("handwritten", 3), ("printed", 5), ("neon", 7)):
+            raise DataError("cannot be decoded")
+        return whole(domain, row)
+
+    monkeypatch.setattr(domains, "_picture", damaged)
+    with pytest.raises(DataError, match="2 faults") as raised:
+        sweep(layered())
+    assert "handwritten, picture 3: cannot be decoded" in str(raised.value)
+    assert "printed, picture 5: cannot be decoded" in str(raised.value)

@@ -133,8 +133,9 @@ def learned(
     return base, parts, source
 
 
+@pytest.mark.filterwarnings("ignore:batch norm, shared")
 @pytest.mark.parametrize("train_unmasked", [False, True])
-@pytest.mark.parametrize("policy", ["frozen", "affine", "per_task"])
+@pytest.mark.parametrize("policy", ["frozen", "affine", "per_task", "shared"])
 def test_only_free_entries_and_what_the_policy_trains_move(
     policy: str,
     train_unmasked: bool,
@@ -161,7 +162,7 @@ def test_only_free_entries_and_what_the_policy_trains_move(
     moving = {LAST, OUTPUT}
     moving |= {"head.output.bias"} if train_unmasked else set()
     moving |= affine if policy != "frozen" else set()
-    moving |= statistics if policy == "per_task" else set()
+    moving |= statistics if policy in ("per_task", "shared") else set()
     for name, value in network.state_dict().items():
         began = source.trained.get(name, untouched[name])
         if name in frozen:
