@@ -10,3 +10,47 @@ def popcount(bits: int, samples: int, bytes: int, ones: int, threads: int) -> No
 def sample_mask(
     logits: int, kind: int, n: int, seed: int, samples: int, stream: int, bits: int, threads: int
 ) -> None: ...
+def all_ones(bits: int, samples: int, n: int, result: int) -> None: ...
+def masked_linear(
+    x: int,
+    w: int,
+    kind: int,
+    bits: int,
+    starts: int,
+    samples: int,
+    b: int,
+    n: int,
+    k: int,
+    bias: int,
+    y: int,
+    panels: int,
+    threads: int,
+) -> None: ...
+def masked_linear_grad_input(
+    grad: int,
+    w: int,
+    kind: int,
+    bits: int,
+    starts: int,
+    samples: int,
+    b: int,
+    n: int,
+    k: int,
+    dx: int,
+    panels: int,
+    threads: int,
+) -> None: ...
+def add_selected(dense: int, bits: int, n: int, add: int, out: int, threads: int) -> None: ...
+def masked_sgd_(
+    table: int,
+    count: int,
+    rate: float,
+    momentum: float,
+    weight_decay: float,
+    dampening: float,
+    nesterov: int,
+    maximize: int,
+    first_step: int,
+    threads: int,
+) -> None: ...
+def restore_frozen_(table: int, count: int, size: int, threads: int) -> None: ...

@@ -18,7 +18,26 @@
   X(popcount, (const uint8_t* bits, int64_t samples, int64_t bytes, int64_t* ones, int64_t threads))              \
   /* bits (samples, bytes) of n logits */                                                                         \
   X(sample_mask, (const void* logits, int64_t kind, int64_t n, uint64_t seed, int64_t samples, uint32_t stream,   \
-                  uint8_t* bits, int64_t threads))
+                  uint8_t* bits, int64_t threads))                                                                \
+  /* whether all n bits of all masks are 1 */                                                                     \
+  X(all_ones, (const uint8_t* bits, int64_t samples, int64_t n, int64_t* result))                                 \
+  /* y (b, n) of x (b, k) and w (n, k); rows of x by mask: `starts` (samples + 1), or null for equal groups.      \
+     `panels` is scratch for x, each mask's rows padded to 64; null computes by dot products, for few rows */     \
+  X(masked_linear, (const float* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,      \
+                    int64_t samples, int64_t b, int64_t n, int64_t k, const float* bias, float* y, float* panels, \
+                    int64_t threads))                                                                             \
+  /* dx (b, k) of grad (b, n); `panels` is scratch for grad, or null for few rows */                              \
+  X(masked_linear_grad_input, (const float* grad, const void* w, int64_t kind, const uint8_t* bits,               \
+                               const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, float* dx, \
+                               float* panels, int64_t threads))                                                   \
+  /* out (n) = where(active, dense, 0), or plus that */                                                           \
+  X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
+  /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \
+  /* rows: param, grad, momentum, frozen, n; first_step: momenta are written and not read */                      \
+  X(masked_sgd_, (const int64_t* table, int64_t count, double rate, double momentum, double weight_decay,         \
+                  double dampening, int64_t nesterov, int64_t maximize, int64_t first_step, int64_t threads))     \
+  /* rows: param, saved, frozen, n; elements of 2, 4 or 8 bytes */                                                \
+  X(restore_frozen_, (const int64_t* table, int64_t count, int64_t size, int64_t threads))
 
 namespace fastmask {
 

@@ -29,7 +29,6 @@ inline F load(const float* p) { return _mm512_loadu_ps(p); }
 inline void store(float* p, F v) { _mm512_storeu_ps(p, v); }
 inline F set1(float v) { return _mm512_set1_ps(v); }
 inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-inline F sqrt(F v) { return _mm512_sqrt_ps(v); }
 // Lanes of a mask: L bits at `bits`; those of a word from bit `at`; the first `count`.
 inline M lanes(const uint8_t* bits) {
   uint16_t value;
@@ -67,7 +66,6 @@ inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F v) { _mm256_storeu_ps(p, v); }
 inline F set1(float v) { return _mm256_set1_ps(v); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-inline F sqrt(F v) { return _mm256_sqrt_ps(v); }
 inline M expand(uint32_t byte) {
   const __m256i one = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
   return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(byte)), one), one);
@@ -111,10 +109,6 @@ inline F fma_once(F a, F b, F c) {
   return c;
 }
 inline F fma(F a, F b, F c) { return a * b + c; }
-inline F sqrt(F v) {
-  for (int i = 0; i < L; i++) v[i] = __builtin_sqrtf(v[i]);
-  return v;
-}
 inline M expand(uint32_t byte) {
   const I one = {1, 2, 4, 8, 16, 32, 64, 128};
   const int b = int(byte);

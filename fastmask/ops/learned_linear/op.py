@@ -219,7 +219,7 @@ def _forward(
     backend: str,
 ) -> tuple[Tensor, Tensor]:
     _checks.in_range(groups, samples)
-    module = _backend.resolve("learned_linear", backend, x.device)
+    module = _backend.resolve("learned_linear", backend, x.device, x.dtype)
     return module.learned_linear(
         x, weight, scores, bias, groups, seed, method, samples, mu, density, off, rescale
     )
@@ -255,7 +255,7 @@ def _backward(
     output_mask: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = _backend.resolve("learned_linear", backend, grad.device)
+    module = _backend.resolve("learned_linear", backend, grad.device, grad.dtype)
     return module.learned_linear_grad(
         grad, x, weight, scores, active, groups, seed, method, tau, off, rescale, output_mask
     )

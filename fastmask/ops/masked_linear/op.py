@@ -134,7 +134,7 @@ def _forward(
     backend: str,
 ) -> Tensor:
     _checks.in_range(groups, active.shape[0])
-    module = _backend.resolve("masked_linear", backend, x.device)
+    module = _backend.resolve("masked_linear", backend, x.device, x.dtype)
     return module.masked_linear(x, weight, active, bias, groups)
 
 
@@ -152,7 +152,7 @@ def _forward_fake(
 def _grad_input(
     grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | None, backend: str
 ) -> Tensor:
-    module = _backend.resolve("masked_linear", backend, grad.device)
+    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype)
     return module.grad_input(grad, weight, active, groups)
 
 
@@ -165,7 +165,7 @@ def _grad_input_fake(
 def _grad_weight(
     grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None, backend: str
 ) -> Tensor:
-    module = _backend.resolve("masked_linear", backend, grad.device)
+    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype)
     return module.grad_weight(grad, x, active, groups)
 
 

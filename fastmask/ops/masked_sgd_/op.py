@@ -102,7 +102,7 @@ def _implementation(
     first: bool,
     backend: str,
 ) -> None:
-    module = _backend.resolve("masked_sgd_", backend, params[0].device)
+    module = _backend.resolve("masked_sgd_", backend, params[0].device, params[0].dtype)
     module.masked_sgd_(
         params,
         grads,

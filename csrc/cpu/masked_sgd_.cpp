@@ -1,0 +1,40 @@
+// masked_sgd_: the operations of torch.optim.SGD's for-loop in their order, each rounded as torch rounds it: `add` with
+// a factor is one fused operation there, and so it is here.
+#include "kernels.h"
+#include "lists.h"
+
+namespace fastmask {
+namespace FASTMASK_ISA {
+
+void masked_sgd_(const int64_t* table, int64_t count, double rate, double momentum, double weight_decay,
+                 double dampening, int64_t nesterov, int64_t maximize, int64_t first_step, int64_t threads) {
+  const F step_size = set1(float(rate)), mu = set1(float(momentum)), decay = set1(float(weight_decay));
+  const F share = set1(float(1.0 - dampening)), zero = set1(0.0f);
+  const bool decays = weight_decay != 0.0, moves = momentum != 0.0;
+  each_piece(table, 5, count, threads, [=](const int64_t* row, int64_t begin, int64_t end) {
+    float* param = pointer<float>(row[0]);
+    const float* grad = pointer<const float>(row[1]);
+    float* momenta = pointer<float>(row[2]);
+    // Momenta that hold nothing yet become 0 where frozen.
+    const bool everywhere = moves && first_step;
+    free_vectors(pointer<const uint8_t>(row[3]), begin, end, everywhere, [=](int64_t e, M all, M free) {
+      const F p = load(param + e, all);
+      F step = load(grad + e, all);
+      if (maximize) step = -step;
+      if (decays) step = fma_once(p, decay, step);
+      if (moves) {
+        F buf = step;
+        if (!first_step) {
+          const F old = load(momenta + e, all);
+          buf = fma_once(step, share, old * mu);
+        }
+        store(momenta + e, first_step ? blend(free, buf, zero) : buf, first_step ? all : free);
+        step = nesterov ? fma_once(buf, mu, step) : buf;
+      }
+      store(param + e, fma_once(step, step_size, p), free);
+    });
+  });
+}
+
+}  // namespace FASTMASK_ISA
+}  // namespace fastmask

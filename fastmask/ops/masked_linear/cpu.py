@@ -1,0 +1,131 @@
+"""The CPU engine's masked_linear: W is read once, through its bits, and no masked copy of it is made.
+
+Under masks of ones alone a layer is torch's own product, so that a converted network keeps all its bits.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmask import _cpu
+from fastmask.ops.masked_linear import reference
+
+DTYPES = (torch.float32, torch.bfloat16)
+# Rows a mask up to which dot products are faster than panels of transposed rows.
+FEW = 8
+# A multiple of every instruction set's panel, to which the rows of each mask are padded.
+PANEL = 64
+
+
+def masked_linear(
+    x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, groups: Tensor | None
+) -> Tensor:
+    """x (B, K) through where(active, W, 0) (N, K) of each row's mask, plus bias."""
+    weight, active = weight.contiguous(), active.contiguous()
+    if _all_ones(active, weight):
+        return F.linear(x, weight, bias)
+    rows, starts, order = _by_mask(x, groups, len(active))
+    y = torch.empty(len(rows), len(weight))
+    bias = None if bias is None else bias.float().contiguous()
+    panels = _panels(rows, len(active))
+    _cpu.masked_linear(
+        rows.data_ptr(),
+        weight.data_ptr(),
+        _kind(weight),
+        active.data_ptr(),
+        _address(starts),
+        len(active),
+        len(rows),
+        weight.shape[0],
+        weight.shape[1],
+        _address(bias),
+        y.data_ptr(),
+        _address(panels),
+        torch.get_num_threads(),
+    )
+    return _in_order(y, order, x.dtype)
+
+
+def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | None) -> Tensor:
+    """dL/dx = dY where(active, W, 0)."""
+    weight, active = weight.contiguous(), active.contiguous()
+    if _all_ones(active, weight):
+        return grad @ weight
+    rows, starts, order = _by_mask(grad, groups, len(active))
+    dx = torch.empty(len(rows), weight.shape[1])
+    panels = _panels(rows, len(active))
+    _cpu.masked_linear_grad_input(
+        rows.data_ptr(),
+        weight.data_ptr(),
+        _kind(weight),
+        active.data_ptr(),
+        _address(starts),
+        len(active),
+        len(rows),
+        weight.shape[0],
+        weight.shape[1],
+        dx.data_ptr(),
+        _address(panels),
+        torch.get_num_threads(),
+    )
+    return _in_order(dx, order, grad.dtype)
+
+
+def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) -> Tensor:
+    """dL/dW = sum over masks of where(active_s, dY_s^T X_s, 0): torch's product, selected in one pass."""
+    active = active.contiguous()
+    out = torch.empty(grad.shape[1], x.shape[1])
+    parts = reference.rows_of(groups, len(active), len(x))
+    for s, rows in enumerate(parts):
+        dense = (grad[rows].T @ x[rows]).float().contiguous()
+        _cpu.add_selected(
+            dense.data_ptr(),
+            active[s].data_ptr(),
+            out.numel(),
+            int(s > 0),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out.to(grad.dtype)
+
+
+def _all_ones(active: Tensor, weight: Tensor) -> bool:
+    """Whether nothing is masked: found at the first word where something is."""
+    found = torch.empty((), dtype=torch.int64)
+    _cpu.all_ones(active.data_ptr(), len(active), weight.numel(), found.data_ptr())
+    return bool(found.item())
+
+
+def _by_mask(
+    x: Tensor, groups: Tensor | None, samples: int
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Rows as float32 in the order of their masks, where each mask's rows start, and that order."""
+    if groups is None:
+        return x.float().contiguous(), None, None
+    order = torch.argsort(groups, stable=True)
+    starts = torch.zeros(samples + 1, dtype=torch.int64)
+    starts[1:] = torch.bincount(groups, minlength=samples).cumsum(0)
+    return x[order].float(), starts, order
+
+
+def _in_order(rows: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
+    if order is None:
+        return rows.to(dtype)
+    return torch.empty(rows.shape, dtype=dtype).index_copy_(0, order, rows.to(dtype))
+
+
+def _panels(rows: Tensor, samples: int) -> Tensor | None:
+    """Scratch for the transposed rows of each mask; None for few rows, which need none."""
+    if len(rows) <= FEW * samples:
+        return None
+    return torch.empty((len(rows) + samples * (PANEL - 1)) * rows.shape[1])
+
+
+def _kind(tensor: Tensor) -> int:
+    return int(tensor.dtype == torch.bfloat16)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
