@@ -14,9 +14,9 @@ from fastmask.bits import BitMask
 from fastmask.ops import _lists
 from fastmask.ops._layout import WORD_BITS, packed_bytes
 
-# Entries of a parameter that a step looks at together, whole words of bits: with 16 M entries, a tenth of
-# them free, smaller chunks are slower (65,536: 1.4 times) and larger ones hold more (1 M: 9 MiB more).
-CHUNK = 4096 * WORD_BITS
+# Entries of a parameter that a step looks at together, whole words of bits. Fewer are slower: with 16.8 M
+# entries, a tenth of them free, 262,144 take 1.25 times as long and 65,536 take 1.8 times.
+CHUNK = 16384 * WORD_BITS
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class FreeEntries:
         values = dense.new_empty(self.count)
         for chunk in self.chunks:
             places = self.places(chunk, dense.device)
-            values[chunk.first : chunk.last] = torch.take(dense, places)
+            values[chunk.first : chunk.last] = _take(dense, places)
         return values
 
     def expand(self, values: Tensor, like: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class FreeEntries:
         dense = torch.zeros_like(like, dtype=values.dtype, device=values.device)
         for chunk in self.chunks:
             places = self.places(chunk, values.device)
-            dense.put_(places, values[chunk.first : chunk.last])
+            _put(dense, places, values[chunk.first : chunk.last])
         return dense
 
     def pieces(
@@ -82,10 +82,10 @@ class FreeEntries:
         _lists.frozen_bits([self.frozen.bits], [param])
         for chunk in self.chunks:
             places = self.places(chunk, param.device)
-            weight = torch.take(param, places)
+            weight = _take(param, places)
             parts = [moment[chunk.first : chunk.last] for moment in moments]
-            yield weight, torch.take(grad, places), parts, chunk is self.chunks[-1]
-            param.put_(places, weight)
+            yield weight, _take(grad, places), parts, chunk is self.chunks[-1]
+            _put(param, places, weight)
 
 
 def refit(values: Tensor, like: Tensor, old: FreeEntries | None, new: FreeEntries | None) -> Tensor:
@@ -94,6 +94,21 @@ def refit(values: Tensor, like: Tensor, old: FreeEntries | None, new: FreeEntrie
         return values
     dense = values if old is None else old.expand(values, like)
     return dense if new is None else new.gather(dense)
+
+
+def _take(tensor: Tensor, places: Tensor) -> Tensor:
+    """Elements by logical index; `take` works for any strides and a flat view is 2 to 4 times faster."""
+    if tensor.is_contiguous():
+        return tensor.view(-1).index_select(0, places)
+    return torch.take(tensor, places)
+
+
+def _put(tensor: Tensor, places: Tensor, values: Tensor) -> None:
+    """Write elements by logical index, likewise."""
+    if tensor.is_contiguous():
+        tensor.view(-1).scatter_(0, places, values)
+    else:
+        tensor.put_(places, values)
 
 
 def _chunks(bits: Tensor, numel: int) -> list[Chunk]:
