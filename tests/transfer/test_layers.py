@@ -122,6 +122,29 @@ def test_units_of_steps_by_hand() -> None:
     assert (size(norm), area(norm)) == (math.sqrt(5), 5.0)
 
 
+def test_the_scale_of_a_layer_before_a_norm_moves_no_bit_of_the_rest(
+    layered: Settings, domains: DomainSet, backbone: Backbone
+) -> None:
+    config = layered()
+    base, parts, source = learned(config, domains, backbone)
+    # Twice the weights under a norm of twice the mean and four times the variance: the same function,
+    # and by a power of two the same roundings.
+    twice = base.with_values({LAST: 2 * base.state_dict()[LAST]})
+    norm = twice.get_submodule("backbone.13")
+    norm.running_mean.mul_(2)
+    norm.running_var.mul_(4)
+    norm.eps *= 4
+    values = {**source.trained, LAST: 2 * source.trained[LAST]}
+    other = Source("handwritten", 0, source.initial, values, 0.0)
+    run = Run("handwritten", "printed", "none", "source-end", 0)
+    part = parts["printed"].train
+    plain, _ = stage_3.fine_tune(config, base, source, run, part, None)
+    scaled, _ = stage_3.fine_tune(config, twice, other, run, part, None)
+    assert not equal(plain.state_dict()[LAST], source.trained[LAST])
+    assert equal(scaled.state_dict()[LAST], 2 * plain.state_dict()[LAST])
+    assert equal(scaled.state_dict()[OUTPUT], plain.state_dict()[OUTPUT])
+
+
 # What moves.
 
 
