@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,9 +10,10 @@ from fastmask.report import metrics
 from fastmask.report.canvas import panels
 from fastmask.report.curves import of_masks
 from fastmask.report.mask_rows import MaskRow
-from fastmask.report.metrics import spread
+from fastmask.report.metrics import Spread, spread
 from fastmask.report.palette import FREE, FROZEN, GRID, INK, MUTED, strategy_label, wrapped
 from fastmask.report.rows import MASKED
+from fastmask.report.tables import percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,6 +73,27 @@ def mask_alone(rows: Sequence[MaskRow], classes: int, narrow: bool) -> Figure:
     return figure
 
 
+def mask_alone_html(rows: Sequence[MaskRow]) -> str:
+    """The same in numbers, for a page."""
+    head = "".join(f'<th scope="col">{under}, %</th>' for under in ("W", "W·B", "W·(1−B)"))
+    body = "".join(
+        f'<tr><th scope="row">{html.escape(strategy_label(name))}</th>'
+        + "".join(f"<td>{_cell(of_masks(rows, name, '', value))}</td>" for _, _, value in _UNDER)
+        + "</tr>"
+        for name in metrics.in_order({row.strategy for row in rows}, MASKED)
+    )
+    return (
+        '<div class="wide"><table><thead><tr><th scope="col">Strategy</th>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def _cell(value: Spread | None) -> str:
+    if value is None or value.std is None:
+        return percent(value)
+    return f'{percent(value)} <span class="pm">±\u00a0{100 * value.std:.1f}</span>'
+
+
 def _bar(
     ax: Axes,
     at: float,
@@ -97,7 +120,7 @@ def _bar(
             marker="o",
             markersize=3.5,
             color=INK,
-            markeredgewidth=0,
-            alpha=0.8,
+            markeredgecolor="#fafafc",
+            markeredgewidth=0.5,
             zorder=4,
         )

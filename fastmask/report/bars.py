@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from fastmask.report import metrics
-from fastmask.report.canvas import panels
+from fastmask.report.canvas import legend_columns, panels
 from fastmask.report.metrics import Spread, spread
 from fastmask.report.palette import GRID, INK, MUTED, strategy_colour, strategy_label, wrapped
 from fastmask.report.rows import Row
@@ -57,7 +57,7 @@ def _grouped(
     from matplotlib.patches import Patch
 
     sources = metrics.sources(rows)
-    figure, axes = panels(len(sources), narrow, 2.35)
+    figure, axes = panels(len(sources), narrow, 2.35, legend=0.75 + 0.15 * (len(names) // 5))
     inches = figure.get_figwidth() * (0.88 if narrow or len(sources) == 1 else 0.44)
     for ax, source in zip(axes, sources, strict=True):
         mine = [row for row in rows if row.source == source]
@@ -88,7 +88,7 @@ def _grouped(
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=3 if narrow else len(handles),
+        ncols=legend_columns(figure, [str(handle.get_label()) for handle in handles], len(handles)),
         title=spread_note(rows),
     )
     return figure

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastmask.report import metrics, paper
-from fastmask.report.canvas import panels, settle
+from fastmask.report.canvas import legend_columns, panels, settle
 from fastmask.report.curves import Curve, Point, knob_label
 from fastmask.report.labels import Label, place
 from fastmask.report.metrics import Spread
 from fastmask.report.palette import GRID, INK, MUTED, strategy_colour, strategy_label
-from fastmask.report.rows import MASKED, STARTS
+from fastmask.report.rows import MASKED
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 # A strategy's knobs, in order; a legend tells which is which.
 _LINES = (("-", "o"), ((0, (4, 2)), "s"), ((0, (1, 1.5)), "^"), ((0, (6, 2, 1, 2)), "D"))
-_PAPER = ("P", "X", "d")
+_PAPER = {"source-start": "P", "source-end": "X", "random": "d"}
 
 
 def tradeoff_curves(
@@ -29,19 +29,19 @@ def tradeoff_curves(
     """Draw source gain against target change as knobs vary: all strategies in one panel, then each alone."""
     names = metrics.in_order((c.strategy for c in found), MASKED)
     shown = [names] if len(names) == 1 else [names, *([name] for name in names)]
-    figure, axes = panels(len(shown), narrow, 3.3, legend=1.2 if narrow else 0.9)
-    points = [*own, *(point for curve in found for point in curve.points)]
-    xs = [100 * point.change.mean for point in points]
-    ys = [100 * point.gain.mean for point in points]
-    if published:
-        cells = [cell for start in STARTS if (cell := paper.published(start, None)) is not None]
-        xs += [100 * cell.target_change for cell in cells]
-        ys += [100 * cell.source_gain for cell in cells]
+    entries = len(found) + bool(own) + (len(_PAPER) if published else 0)
+    figure, axes = panels(
+        len(shown), narrow, 3.3, legend=0.3 + 0.2 * (entries if narrow else -(-entries // 3))
+    )
     for ax, group in zip(axes, shown, strict=True):
         ax.axhline(0, color=MUTED, linewidth=1.0)
         ax.axvline(0, color=MUTED, linewidth=1.0)
-        if published:
-            _published(ax)
+        beside = (
+            {start: paper.published_mean(start) for start in _PAPER}
+            if published and "binary" in group
+            else {}
+        )
+        _published(ax, beside)
         for curve in found:
             _curve(ax, curve, _style(found, curve), curve.strategy in group)
         for point in own:
@@ -49,8 +49,11 @@ def tradeoff_curves(
                 _own(ax, point)
         alone = f"{strategy_label(group[0])}, each point at its value"
         ax.set_title("all strategies" if len(group) > 1 else alone)
-        ax.set_xlim(*_limits(xs))
-        ax.set_ylim(*_limits(ys))
+        points = [point for curve in found for point in curve.points if curve.strategy in group]
+        points += [point for point in own if point.strategy in group]
+        cells = beside.values()
+        ax.set_xlim(*_limits([p.change.mean for p in points] + [c.target_change for c in cells]))
+        ax.set_ylim(*_limits([p.gain.mean for p in points] + [c.source_gain for c in cells]))
         ax.grid(color=GRID)
     for ax in axes[:: 1 if narrow else 2]:
         ax.set_ylabel("source gain (points)")
@@ -106,7 +109,7 @@ def knob_lines(
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.set_xticks([], minor=True)
         ax.set_xlabel(knob)
-        ax.grid(color=GRID)
+        ax.grid(axis="y", color=GRID)
         if own is not None:
             ax.axvline(own, color=MUTED, linewidth=1.0, linestyle=(0, (1, 2)), zorder=0.5)
     density.set_title("the mask")
@@ -124,13 +127,14 @@ def knob_lines(
         handles.append(
             Line2D([], [], color=MUTED, linestyle=(0, (1, 2)), label="the sweep's own value")
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=1 if narrow else 3)
+    across = legend_columns(figure, [str(handle.get_label()) for handle in handles], 3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=across)
     return figure
 
 
 def _limits(values: Sequence[float]) -> tuple[float, float]:
     """Room for markers and labels, and never a magnified nothing."""
-    low, high = min(*values, -1.0), max(*values, 1.0)
+    low, high = 100 * min(*values, -0.01), 100 * max(*values, 0.01)
     return low - 0.1 * (high - low), high + 0.1 * (high - low)
 
 
@@ -166,19 +170,18 @@ def _own(ax: Axes, point: Point) -> None:
     )
 
 
-def _published(ax: Axes) -> None:
-    for start, marker in zip(STARTS, _PAPER, strict=True):
-        if (cell := paper.published(start, None)) is not None:
-            ax.plot(
-                100 * cell.target_change,
-                100 * cell.source_gain,
-                marker=marker,
-                markersize=7,
-                markerfacecolor="none",
-                markeredgecolor=INK,
-                linestyle="none",
-                zorder=3.5,
-            )
+def _published(ax: Axes, cells: Mapping[str, paper.Published]) -> None:
+    for start, cell in cells.items():
+        ax.plot(
+            100 * cell.target_change,
+            100 * cell.source_gain,
+            marker=_PAPER[start],
+            markersize=7,
+            markerfacecolor="none",
+            markeredgecolor=INK,
+            linestyle="none",
+            zorder=3.5,
+        )
 
 
 def _legend(
@@ -202,7 +205,7 @@ def _legend(
         )
     if own:
         handles.append(_star())
-    for start, marker in zip(STARTS if published else (), _PAPER, strict=False):
+    for start, marker in _PAPER.items() if published else ():
         handles.append(
             Line2D(
                 [],
@@ -215,7 +218,8 @@ def _legend(
                 label=f"paper's binary, {start}",
             )
         )
-    figure.legend(handles=handles, loc="outside lower center", ncols=1 if narrow else 3)
+    across = legend_columns(figure, [str(handle.get_label()) for handle in handles], 3)
+    figure.legend(handles=handles, loc="outside lower center", ncols=across)
 
 
 def _label(ax: Axes, found: Sequence[Curve], own: Sequence[Point]) -> None:

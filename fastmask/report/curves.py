@@ -14,7 +14,7 @@ from fastmask.report.run_folder import RunFolder
 
 # What a knob is to a reader.
 _KNOBS = {
-    "beta": "beta (frozen where l > 0)",
+    "beta": "beta (freezes logits > 0)",
     "density": "share frozen",
     "editor_k": "k of its rule",
     "editor_share": "share frozen",
@@ -26,7 +26,7 @@ _KNOBS = {
 
 @dataclass(frozen=True)
 class Point:
-    """A strategy with a knob at `value`; at the sweep's own settings `setting` is "" and there is no value."""
+    """A strategy with a knob at `value`; at the sweep's own settings `setting` is "" and `value` is NaN."""
 
     strategy: str
     setting: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastmask.report import metrics
-from fastmask.report.alone import mask_alone
+from fastmask.report.alone import mask_alone, mask_alone_html
 from fastmask.report.bars import source_bars, target_bars
 from fastmask.report.canvas import Drawing
 from fastmask.report.curve_figures import knob_lines, tradeoff_curves
@@ -118,7 +118,11 @@ def _curves(folder: RunFolder, found: list[Curve]) -> Drawing:
         else ""
     )
     several = len({curve.strategy for curve in found}) > 1
-    each = " Other strategies are grey where one is shown alone." if several else ""
+    each = (
+        " Panels of one strategy have a scale of their own; the others are grey there."
+        if several
+        else ""
+    )
     return Drawing(
         "tradeoff_curves",
         "The trade-off as knobs vary",
@@ -208,6 +212,7 @@ def _alone(folder: RunFolder, rows: list[MaskRow]) -> Drawing:
         f"Bars: means over sources{whiskers}.",
         "Bars of source accuracy under W, under W times the mask and under its inverse, by strategy.",
         lambda narrow: mask_alone(rows, classes, narrow),
+        mask_alone_html(rows),
     )
 
 

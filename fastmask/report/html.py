@@ -30,9 +30,8 @@ def page(folder: RunFolder, drawings: Sequence[tuple[Drawing, str, str]]) -> str
             "<h2>All strategies</h2><p>Averaged over targets, then sources, then seeds. Before "
             f"fine-tuning, source accuracy was {before} %. “Frozen” is "
             "the share of masked weights that fine-tuning could not move; gains and changes are "
-            "differences to unmasked fine-tuning with the same source, target and seed, as shares of 1.</p>"
-            + strategies_html(rows)
-            + _certainty(rows)
+            "differences to unmasked fine-tuning with the same source, target and seed, as shares of 1."
+            f"{_intervals(rows)}</p>" + strategies_html(rows) + _certainty(rows)
         )
     for drawing, wide, narrow in drawings:
         parts.append(
@@ -105,10 +104,19 @@ def _table_1(rows: Sequence[Row], table: str) -> str:
         "<h2>Table 1: the binary mask, by where the free weights start</h2>"
         "<p>Source gain is how much more source accuracy is left than after unmasked fine-tuning; "
         "target change is how much more, or less, target accuracy is reached. Both are shares of 1, "
-        f"averaged over targets; {over}; higher is better.{beside} "
+        f"averaged over targets; {over}; higher is better.{_intervals(rows)}{beside} "
         "Free weights start from the values before the source was learned (source-start, the "
         "default), from the source-trained values (source-end), or anew (random). The best start "
         "of each source is bold.</p>" + table
+    )
+
+
+def _intervals(rows: Sequence[Row]) -> str:
+    if len(metrics.seeds(rows)) < 2:
+        return ""
+    return (
+        " Below each stands its 95\u00a0% confidence interval over seeds; “noise” marks one that "
+        "contains 0."
     )
 
 
@@ -117,11 +125,10 @@ def _certainty(rows: Sequence[Row]) -> str:
     if len(metrics.seeds(rows)) < 2 or not said:
         return said
     return (
-        f'{said}<p class="note">Below a difference stands its 95 % confidence interval (Student’s t). Each '
-        "seed counts once, with its mean over all pairs of domains: the pairs of a seed share masks and test "
-        "pictures and are not independent. The interval says how far other seeds might move the mean, not "
-        "what other pictures or domains would give, and each stands for itself: of twenty, one may be "
-        "wrong.</p>"
+        f'{said}<p class="note">The intervals are Student’s t over seeds. Each seed counts once, with its '
+        "mean over all pairs of domains: the pairs of a seed share masks and test pictures and are not "
+        "independent. They say how far other seeds might move a mean, not what other pictures or domains "
+        "would give; each stands for itself, and of twenty one may be wrong.</p>"
     )
 
 

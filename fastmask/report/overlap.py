@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Light to dark, five steps from chance to the same mask; the first is at or below chance.
+# Light to dark from chance to the same mask; a step ends at each of these.
+_ENDS = (0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 _STEPS = ("#eef2f7", "#c6d7ea", "#8fb4d9", "#4f86bd", "#1f5a96", "#0b3262")
 _DARK, _LIGHT = "#101014", "#fafafc"
 
@@ -108,7 +109,7 @@ def overlap_maps(found: Sequence[Overlaps], narrow: bool) -> Figure:
     )
     for ax, each in zip(axes, found, strict=True):
         _map(ax, each, side)
-    labels = ["0 or less", *(f"to {20 * step} %" for step in range(1, 6))]
+    labels = [f"{'≤' if i == 0 else 'to'} {100 * end:.0f} %" for i, end in enumerate(_ENDS)]
     figure.legend(
         handles=[
             Patch(facecolor=colour, edgecolor=INK, linewidth=0.4, label=label)
@@ -122,7 +123,7 @@ def overlap_maps(found: Sequence[Overlaps], narrow: bool) -> Figure:
 
 
 def _map(ax: Axes, each: Overlaps, side: float) -> None:
-    names = [wrapped(source, 11, 2) for source in each.sources]
+    names = [wrapped(source, 12, 3 if side > 0.4 else 2) for source in each.sources]
     for row, a in enumerate(each.sources):
         for column, b in enumerate(each.sources):
             cell = each.cells.get((a, b))
@@ -134,6 +135,7 @@ def _map(ax: Axes, each: Overlaps, side: float) -> None:
                 edgecolor=INK,
                 linewidth=1.2 if a == b else 0.3,
                 zorder=3 if a == b else 2,
+                clip_on=False,
             )
             if cell is None:
                 ax.text(column + 0.5, row + 0.5, "–", ha="center", va="center", zorder=4)
@@ -162,7 +164,7 @@ def _map(ax: Axes, each: Overlaps, side: float) -> None:
 
 
 def _step(beyond: float) -> int:
-    return 0 if beyond <= 0.0 else min(5, math.ceil(5 * beyond))
+    return next((i for i, end in enumerate(_ENDS) if beyond <= end), len(_ENDS) - 1)
 
 
 def _bits(masks: Mapping[tuple[str, int], MaskFile]) -> dict[tuple[str, int], NDArray[np.bool_]]:

@@ -46,12 +46,14 @@ def applies(domains: Collection[str]) -> bool:
 
 def published(start: str, source: str | None) -> Published | None:
     """Look up a cell; source None is the mean of the four sources."""
-    row = TABLE_1.get(start)
-    if row is None:
+    if start not in TABLE_1:
         return None
-    if source is not None:
-        return row.get(source.casefold())
-    cells = list(row.values())
+    return published_mean(start) if source is None else TABLE_1[start].get(source.casefold())
+
+
+def published_mean(start: str) -> Published:
+    """Average the four sources of a start."""
+    cells = list(TABLE_1[start].values())
     return Published(
         sum(cell.source_gain for cell in cells) / len(cells),
         sum(cell.target_change for cell in cells) / len(cells),

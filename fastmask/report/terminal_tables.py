@@ -61,7 +61,7 @@ def strategies_text(rows: Sequence[Row]) -> Table:
         )
     differences = [value for line in lines for value in (line.gain, line.change)]
     if any(interval(value) for value in differences):
-        table.caption = "in brackets: 95 % confidence interval over seeds" + (
+        table.caption = "[95 % confidence interval over seeds]" + (
             f"; {_MARK} contains 0: within noise" if any(map(_is_noise, differences)) else ""
         )
     return table

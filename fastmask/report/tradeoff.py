@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from fastmask.report import metrics
-from fastmask.report.canvas import panels
+from fastmask.report.canvas import legend_columns, panels
 from fastmask.report.metrics import Spread
 from fastmask.report.palette import GRID, INK, MUTED, strategy_colour, strategy_label, wrapped
 from fastmask.report.rows import MASKED, Row
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "d")
 
 
 def tradeoff(rows: Sequence[Row], narrow: bool) -> Figure:
@@ -24,7 +24,8 @@ def tradeoff(rows: Sequence[Row], narrow: bool) -> Figure:
 
     names = [name for name in metrics.strategies(rows) if name in MASKED]
     sources = metrics.sources(rows)
-    figure, (ax,) = panels(1, narrow, 3.9)
+    entries = len(names) + (len(sources) if len(sources) > 1 else 0)
+    figure, (ax,) = panels(1, narrow, 3.5, legend=0.35 + 0.2 * -(-entries // 2))
     ax.axhline(0, color=MUTED, linewidth=1.0)
     ax.axvline(0, color=MUTED, linewidth=1.0)
     for name in names:
@@ -78,7 +79,8 @@ def tradeoff(rows: Sequence[Row], narrow: bool) -> Figure:
         )
         for i, source in enumerate(sources if len(sources) > 1 else ())
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2 if narrow else 4)
+    across = legend_columns(figure, [str(handle.get_label()) for handle in handles], 4)
+    figure.legend(handles=handles, loc="outside lower center", ncols=across)
     return figure
 
 

@@ -56,18 +56,24 @@ def test_damaged_json_is_named(run: Path, text: str) -> None:
         read_run(run)
 
 
-GOOD = "a,b,binary,source-start,0,0.8,0.7,0.6,0.9"
+GOOD = "a,b,binary,source-start,0,0.8,0.7,0.6,0.9,"
 
 
 @pytest.mark.parametrize(
     "line, said",
     [
         ("a,b,binary,source-start,0,0.8,0.7", "line 3: cut off before target_accuracy"),
-        ("a,b,binary,source-start,0,0.8,0.7,0.6,nan", "line 3: source_accuracy_before nan is no"),
-        ("a,b,binary,source-start,0,0.8,0.7,1.6,0.9", "line 3: target_accuracy 1.6 is no share"),
-        ("a,b,binary,source-start,0,0.8,x,0.6,0.9", "line 3: source_accuracy 'x' is no number"),
-        ("a,b,binary,source-start,one,0.8,0.7,0.6,0.9", "line 3: seed 'one' is no whole number"),
-        (",b,binary,source-start,0,0.8,0.7,0.6,0.9", "line 3: source is empty"),
+        ("a,b,binary,source-start,0,0.8,0.7,0.6,nan,", "line 3: source_accuracy_before nan is no"),
+        ("a,b,binary,source-start,0,0.8,0.7,1.6,0.9,", "line 3: target_accuracy 1.6 is no share"),
+        ("a,b,binary,source-start,0,0.8,x,0.6,0.9,", "line 3: source_accuracy 'x' is no number"),
+        ("a,b,binary,source-start,one,0.8,0.7,0.6,0.9,", "line 3: seed 'one' is no whole number"),
+        (",b,binary,source-start,0,0.8,0.7,0.6,0.9,", "line 3: source is empty"),
+        (
+            "a,b,binary,source-start,0,0.8,0.7,0.6,0.9,beta",
+            "line 3: setting 'beta' is not of the form",
+        ),
+        ("a,b,binary,source-start,0,0.8,0.7,0.6,0.9,beta=x", "line 3: setting 'beta=x' is not"),
+        ("a,b,binary,source-start,0,0.8,0.7,0.6,0.9,=1", "line 3: setting '=1' is not"),
         (GOOD, "line 3: the run of line 2 again"),
     ],
 )
@@ -133,6 +139,20 @@ def test_further_columns_are_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text(f"{COLUMNS},seconds\n{GOOD},12\n")
     assert read_rows(path)[0].source_accuracy == 0.7
+
+
+def test_a_table_of_a_version_without_settings_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    path.write_text(f"{COLUMNS.removesuffix(',setting')}\n{GOOD.removesuffix(',')}\n")
+    assert read_rows(path)[0].setting == ""
+    path.write_text(f"{COLUMNS}\n{GOOD}\n{GOOD}beta=0.3\n")
+    assert [row.setting for row in read_rows(path)] == ["", "beta=0.3"]
+
+
+def test_a_folder_of_a_version_without_the_mask_table_is_read(run: Path) -> None:
+    assert len(read_run(run).mask_rows) == 6
+    (run / "masks.csv").unlink()
+    assert read_run(run).mask_rows == ()
 
 
 def mask_path(run: Path) -> Path:

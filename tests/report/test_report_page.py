@@ -14,11 +14,12 @@ import pytest
 from report.synthetic_run import DIGITS, PACS, make_run
 
 from fastmask.errors import RunFolderError
-from fastmask.report import atomic, read_run, render
+from fastmask.report import atomic, canvas, read_run, render
 from fastmask.report.figures import drawings
 from fastmask.report.headline import headline
 from fastmask.report.palette import strategy_colour, wrapped
 from fastmask.report.pictures import fold
+from fastmask.report.rows import STRATEGIES
 from fastmask.report.tables import strategy_table, table_1
 
 pytest.importorskip("matplotlib", reason="figures need the extra `report`")
@@ -28,7 +29,12 @@ FIGURES = {
     "figure5_source_accuracy",
     "figure6_target_accuracy",
     "figure7_masks",
+    "knob_beta",
+    "knob_tau",
+    "mask_alone",
+    "mask_overlap",
     "tradeoff",
+    "tradeoff_curves",
 }
 VOID = {"meta", "br", "path", "use", "image", "rect", "line", "circle", "stop"}
 
@@ -58,7 +64,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def pacs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = make_run(tmp_path_factory.mktemp("pacs") / "run")
+    run = make_run(tmp_path_factory.mktemp("pacs") / "run", vary=True)
     render(run)
     return run
 
@@ -100,6 +106,15 @@ def test_published_numbers_stand_beside_pacs_and_nothing_else(pacs: Path, tmp_pa
     assert (mean.source_gain, mean.target_change) == pytest.approx((0.0305, -0.0325))
     run = make_run(tmp_path / "run", domains=("art_painting", "cartoon", "photo"), features=16)
     assert all(ln.published is None for group in table_1(read_run(run).rows) for ln in group)
+    said = {
+        domains: next(d.caption for d in drawings(read_run(at)) if d.name == "tradeoff_curves")
+        for domains, at in (
+            ("PACS", pacs),
+            ("others", make_run(tmp_path / "c", domains=("a", "b"), features=8, vary=True)),
+            ("one source", make_run(tmp_path / "d", sources=PACS[:1], features=8, vary=True)),
+        )
+    }
+    assert [domains for domains, text in said.items() if "Table 1" in text] == ["PACS"]
 
 
 def test_drawing_again_gives_the_same_bytes(pacs: Path, tmp_path: Path) -> None:
@@ -140,21 +155,41 @@ HOSTILE = ('<script>alert("1")</script>', "a&b", "$x_{2}$", "[bold]", "très_lon
         {"classes": tuple(f"class_{i}" for i in range(65)), "features": 37},
         {"classes": ("only",), "features": 1},
         {"domains": ("a", "b")},
+        {"vary": True, "seeds": 1, "strategies": ("binary",)},
+        {"vary": True, "sources": PACS[:1], "keep": 0.5},
+        {"vary": True, "baselines": ()},
+        {"vary": True, "mask_table": False, "strategies": ("kl", "lowrank", "random")},
+        {"mask_table": False, "seeds": 1},
     ],
     ids=lambda options: "-".join(options),
 )
-def test_draws_whatever_there_is(tmp_path: Path, options: dict) -> None:
+def test_draws_whatever_there_is(
+    tmp_path: Path, options: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Coarse pictures: what can fail is the drawing, and fine ones take longer.
+    monkeypatch.setattr(canvas, "PNG_DPI", 20)
     run = make_run(tmp_path / "run", **{"features": 64, "domains": PACS[:2], **options})
     text = render(run).read_text(encoding="utf-8")
     assert not Page(text).open
     folder = read_run(run)
-    if len(folder.rows) < (folder.planned or 0):
-        assert f"{len(folder.rows)} of {folder.planned} runs" in text
+    done = len(folder.rows) + len(folder.varied)
+    if done < (folder.planned or 0):
+        assert f"{done} of {folder.planned} runs" in text
         assert "incomplete" in text
     else:
         assert "incomplete" not in text
     if options.get("seeds") == 1:
         assert "1 seed" in text
+        assert "confidence" not in text
+    compared = "none" in options.get("baselines", ("none",))
+    if options.get("vary") and compared:
+        assert "The trade-off as knobs vary" in text and "The same in numbers" in text
+        assert "with a knob varied, are in results.csv" in text
+    else:
+        assert "The trade-off as knobs vary" not in text
+    assert ("What the mask alone knows" in text) is (
+        options.get("mask_table", True) and bool(options.get("strategies", True))
+    )
 
 
 def test_all_text_is_escaped(tmp_path: Path) -> None:
@@ -225,10 +260,7 @@ def test_names_are_broken_where_they_may_be() -> None:
     assert wrapped("rotated_and_thickened_outlines", 18) == "rotated_and_\nthickened_outlines"
     assert wrapped("x" * 30, 10, 2) == "x" * 10 + "\n" + "x" * 9 + "…"
     assert wrapped("", 8) == ""
-    assert (
-        len({strategy_colour(name) for name in ("none", "naive", "editor", "binary", "scratch")})
-        == 5
-    )
+    assert len({strategy_colour(name) for name in STRATEGIES}) == len(STRATEGIES)
 
 
 def test_writing_is_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
