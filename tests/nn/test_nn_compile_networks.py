@@ -15,7 +15,12 @@ from torch import Tensor, nn
 
 import fastmask
 from fastmask import BitMask, FixedMask, GumbelMask, ThresholdMask
-from fastmask.nn import MaskedMultiheadAttention, set_batch_norm_policy
+from fastmask.nn import (
+    MaskedMultiheadAttention,
+    batch_norm_state_dict,
+    load_batch_norm_state_dict,
+    set_batch_norm_policy,
+)
 from fastmask.nn.attention import projections
 from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
 
@@ -230,3 +235,23 @@ def test_norms_keep_to_their_policy_in_one_graph(policy: Any) -> None:
     moved = {key for key, t in twin.named_buffers() if not torch.equal(t, before[key])}
     assert moved == (set(before) if policy == "per_task" else set())
     assert (twin[1].weight.grad is None) == (policy == "frozen")
+
+
+def test_norms_of_another_task_compile_nothing_new() -> None:
+    model = small()
+    fastmask.mask_(model, ThresholdMask("kaiming"))
+    set_batch_norm_policy(model, "per_task")
+    tasks = []
+    for seed in range(2):
+        step(model, model, seed)
+        tasks.append(batch_norm_state_dict(model))
+    model.eval()
+    compiled = Compiled(model, "aot_eager")
+    outputs = []
+    for task in (*tasks, tasks[0]):
+        load_batch_norm_state_dict(model, task)
+        outputs.append(compiled.run(images(0)).detach())
+        assert_same_bits(outputs[-1], model(images(0)).detach())
+    compiled.assert_one_graph()
+    assert not torch.equal(outputs[0], outputs[1])
+    assert_same_bits(outputs[0], outputs[2])
