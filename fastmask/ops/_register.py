@@ -19,12 +19,13 @@ def register(
 
     Under `torch.func.vmap` an op that returns tensors runs once for each slice.
     """
-    name = f"fastmask::{schema.split('(', 1)[0]}"
+    op = schema.split("(", 1)[0]
+    name = f"fastmask::{op}"
     torch.library.define(name, schema[schema.index("(") :], tags=tuple(tags))
     torch.library.impl(name, "CompositeExplicitAutograd", implementation)
     torch.library.register_fake(name, fake)
     if not schema.endswith("-> ()"):
-        torch.library.register_vmap(name, _slice_by_slice(getattr(torch.ops.fastmask, name[10:])))
+        torch.library.register_vmap(name, _slice_by_slice(getattr(torch.ops.fastmask, op)))
 
 
 def _slice_by_slice(op: Callable[..., Any]) -> Callable[..., tuple[Any, Any]]:
