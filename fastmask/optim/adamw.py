@@ -33,8 +33,8 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
     entries at a time, copies their free ones (4.2 MiB in all at 90 % frozen, 33 with little frozen,
     float32), updates them and writes them back. The bits are those of dense state, save that in 16 bits
     on the CPU torch rounds a tensor's last few entries otherwise. Such a state dict carries its masks,
-    and loads into MaskedAdamW of any masks, compact or not, but not into torch's: load it into one that
-    is not compact and take that one's.
+    and loads into MaskedAdamW of any masks, compact or not. torch's own raises in its first step: load
+    it into one that is not compact and take that one's.
 
     Args:
         params: parameters, named parameters or groups, as for torch.

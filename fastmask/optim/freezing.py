@@ -139,12 +139,18 @@ class FrozenEntries(torch.optim.Optimizer):
             frozen: masks by parameter, 1 = frozen; a parameter left out is free.
 
         Raises:
-            TypeError, ValueError: no mapping, a key that the optimizer does not have, no BitMask, or a
-                mask of another shape or device; the masks in force stay.
+            TypeError, ValueError: no mapping, a key that the optimizer does not have, no BitMask, a mask of
+                another shape or device, or for compact state one on meta; the masks in force stay.
         """
         masks = checked(self, {} if frozen is None else frozen)
         free = {}
         if self._compact:
+            for param, mask in masks.items():
+                if mask.device.type == "meta":
+                    raise ValueError(
+                        f"frozen: expected bits that compact=True can count for {names(self)[param]}, "
+                        "got a mask on meta"
+                    )
             # Compact state means nothing without its mask: no one else may write to that.
             masks = {param: mask.clone() for param, mask in masks.items()}
             free = {param: FreeEntries(mask) for param, mask in masks.items() if mask.count()}

@@ -31,7 +31,8 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
     at 90 % frozen, 33 with little frozen, float32), updates them and writes them back. The bits are
     those of dense state, save that in 16 bits on the CPU torch rounds a tensor's last few entries
     otherwise. Such a state dict carries its masks, and loads into MaskedSGD of any masks, compact or
-    not, but not into torch's: load it into one that is not compact and take that one's.
+    not. torch's own raises in its first step: load it into one that is not compact and take that
+    one's.
 
     Args:
         params: parameters, named parameters or groups, as for torch.

@@ -272,6 +272,11 @@ def test_refused_gradients_change_nothing(masked: Any, plain: Any, options: dict
         masked([expanded], **options, frozen={expanded: BITS}, compact=True).step()
     run(optimizer, 1)
     assert all(moment.isfinite().all() for moment in moments(optimizer, params[0]))
+    hollow = nn.Parameter(torch.empty(64, 64, device="meta"))
+    with pytest.raises(
+        ValueError, match="can count for parameter 0 of group 0, got a mask on meta"
+    ):
+        masked([hollow], **options, frozen={hollow: BITS.to("meta")}, compact=True)
     params[0].data, params[0].grad = values(64, 63), values(64, 63)
     with pytest.raises(ValueError, match=r"frozen\[0\]: expected"):
         optimizer.step()

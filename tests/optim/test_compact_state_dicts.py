@@ -119,6 +119,20 @@ def test_torchs_state_is_made_compact_and_becomes_torchs_again(
     assert dense.state_dict()["state"][0].keys() == state["state"][0].keys()
 
 
+@pytest.mark.parametrize("form", [{}, {"foreach": True}, {"fused": True}])
+@both
+def test_torchs_own_stops_at_compact_state(
+    masked: Any, plain: Any, options: dict[str, Any], form: dict[str, bool]
+) -> None:
+    params = parameters()
+    optimizer = masked(params, **options, frozen={params[0]: BITS}, compact=True)
+    run(optimizer, 1)
+    theirs = plain(params, **{**options, **form})
+    theirs.load_state_dict(optimizer.state_dict())
+    with pytest.raises(RuntimeError, match=r"size of tensor|shape"):
+        theirs.step()
+
+
 @both
 def test_a_state_dict_that_does_not_fit_is_refused(
     masked: Any, plain: Any, options: dict[str, Any]
