@@ -120,6 +120,10 @@ def test_sixteen_bits_are_as_near_as_dense_ones(
         updated[kind, smaller] = weight.detach()
     assert_same_bits(updated[dtype, True], values(64, 64).to(dtype), where=BITS.to_bool())
     assert_within_budget(updated[dtype, True], updated[dtype, False], updated[torch.float64, False])
+    weight = nn.Parameter(values(64, 64).to(dtype))
+    run(masked([weight], **options, frozen={weight: BITS}, compact=True), 50)
+    assert_same_bits(weight, values(64, 64).to(dtype), where=BITS.to_bool())
+    assert (weight != values(64, 64).to(dtype))[~BITS.to_bool()].float().mean() > 0.95
 
 
 @both
