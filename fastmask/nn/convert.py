@@ -52,7 +52,9 @@ class Conversion:
         return "\n".join(lines)
 
 
-def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conversion:
+def mask_(
+    model: nn.Module, mask: Mask | Mapping[str, Mask], filter_fn: Filter | None = None
+) -> Conversion:
     """Give each supported layer of `model` a mask of its own: its forward reads `where(active, weight, 0)`.
 
     In place: a layer stays the object that it is, with its parameters, hooks and mode, and becomes a
@@ -69,7 +71,8 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
 
     Args:
         model: any network; a single layer will do.
-        mask: a template, copied for each layer, or a mask of the shape that all chosen layers have.
+        mask: a template, copied for each weight, or a mask of the shape that all chosen layers have. For
+            layers of several weights also masks by name: `{"in_proj": ..., "out_proj": ...}` for attention.
         filter_fn: called as `filter_fn(name, module)` for each linear layer and convolution of any sort,
             each `nn.MultiheadAttention` and each masked layer; true converts it. Default: every
             supported one, and no word but in the record on those that are not.
@@ -79,13 +82,14 @@ def mask_(model: nn.Module, mask: Mask, filter_fn: Filter | None = None) -> Conv
         are not in it.
 
     Raises:
-        TypeError: `model` is no module, `mask` is no mask or `filter_fn` cannot be called.
+        TypeError: `model` is no module, `mask` is no mask or mapping of them, `filter_fn` cannot be called.
         ValueError: nothing is chosen; a layer is masked already; `filter_fn` chooses one that cannot take
             a mask; the mask does not fit one. Nothing has been changed then.
     """
     _check_model(model)
-    if not isinstance(mask, Mask):
-        raise TypeError(f"mask: expected a fastmask mask, got {type(mask).__name__}")
+    for each in mask.values() if isinstance(mask, Mapping) else (mask,):
+        if not isinstance(each, Mask):
+            raise TypeError(f"mask: expected a fastmask mask, got {type(each).__name__}")
     if filter_fn is not None and not callable(filter_fn):
         raise TypeError(
             f"filter_fn: expected a function of (name, module), got {type(filter_fn).__name__}"
@@ -236,11 +240,16 @@ def _inside(layer: nn.Module) -> list[nn.Module]:
     return [owner for owner, _ in weights(layer).values() if owner is not layer]
 
 
-def _masks_of(name: str, layer: nn.Module, mask: Mask) -> dict[str, Mask]:
+def _masks_of(name: str, layer: nn.Module, mask: Mask | Mapping[str, Mask]) -> dict[str, Mask]:
     """The masks that a layer is to own; an error of the mask names the layer."""
-    made = {}
-    for key, weight in _weights(layer).items():
-        own = mask if mask.shape is None else copy.deepcopy(mask)
+    places, made = _weights(layer), {}
+    given = mask if isinstance(mask, Mapping) else dict.fromkeys(places, mask)
+    if given.keys() != places.keys():
+        raise ValueError(
+            f"mask: for layer {_called(name)}: expected masks named {list(places)}, got {list(given)}"
+        )
+    for key, weight in places.items():
+        own = given[key] if given[key].shape is None else copy.deepcopy(given[key])
         try:
             made[key] = own.for_weight(weight)
         except (TypeError, ValueError) as error:

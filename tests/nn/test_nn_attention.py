@@ -183,6 +183,33 @@ def test_scores_learn_straight_through(name: str) -> None:
     assert_same_bits(layer.in_proj_bias.grad, reference.in_proj_bias.grad)
 
 
+@widths
+def test_it_is_converted_in_place_by_masks_of_each_weight(name: str) -> None:
+    layer, calls = plain(name), []
+    layer.register_forward_hook(lambda *_: calls.append(1))
+    x, state = inputs(layer), {key: t.clone() for key, t in layer.state_dict().items()}
+    expected, given = layer(*x), ones(layer)
+    layer.in_proj_bias.requires_grad_(False)
+    layer.out_proj.weight.requires_grad_(False)
+    flags = [p.requires_grad for p in layer.parameters()]
+    for masks in (given, TopKMask(0.5)):
+        assert fastmask.mask_(layer, masks).converted == ("",)
+        assert type(layer) is MaskedMultiheadAttention and list(layer.mask) == list(given)
+        assert not torch.equal(layer(*x)[0], expected[0]) or masks is given
+        assert all(layer.mask[key] is not own for key, own in given.items())
+        fastmask.unmask_(layer)
+        assert type(layer) is nn.MultiheadAttention
+        assert [p.requires_grad for p in layer.parameters()] == flags
+        for key, tensor in layer.state_dict().items():
+            assert_same_bits(tensor, state[key])
+    assert len(calls) == 3
+    with pytest.raises(ValueError, match="for layer the model itself: expected masks named"):
+        fastmask.mask_(layer, {"in": GumbelMask()})
+    wrong: Any = {"in_proj": "mask"}
+    with pytest.raises(TypeError, match="mask: expected a fastmask mask, got str"):
+        fastmask.mask_(layer, wrong)
+
+
 @pytest.mark.parametrize("name", ["plain", "batch first", "other widths"])
 @pytest.mark.parametrize("call", ["weights", "padding", "added", "of each head"])
 def test_samples_share_the_batch(name: str, call: str) -> None:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import fastmask
 from fastmask import BitMask, FixedMask, GumbelMask, ThresholdMask
 from fastmask.nn import (
-    MaskedMultiheadAttention,
     batch_norm_state_dict,
     load_batch_norm_state_dict,
     set_batch_norm_policy,
@@ -66,7 +65,7 @@ def fix(model: nn.Module) -> None:
                 key: fixed_bits(getattr(owner, parameter))
                 for key, (owner, parameter) in projections(layer).items()
             }
-            model.set_submodule(name, MaskedMultiheadAttention.from_attention(layer, fixed))
+            fastmask.mask_(layer, fixed)
         elif isinstance(layer, nn.Linear | nn.Conv2d) and not name.endswith("out_proj"):
             fastmask.mask_(layer, fixed_bits(layer.weight))
 
