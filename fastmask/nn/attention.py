@@ -30,7 +30,7 @@ class AttentionMasks(nn.ModuleDict):
     ) -> None:
         own = {name: f"{prefix}{name}." for name in self}
         absent = [name for name in own if not any(key.startswith(own[name]) for key in state_dict)]
-        if len(absent) < len(own):
+        if len(absent) < len(own) or not prefix:
             missing_keys += [own[name] + key for name in absent for key in self[name].state_dict()]
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, *lists

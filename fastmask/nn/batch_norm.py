@@ -76,7 +76,8 @@ def set_batch_norm_policy(model: nn.Module, policy: Policy = "frozen") -> BatchN
     `model.train()` leaves a held norm in evaluation (`norm.training` is False); so do copies, pickles and
     state dicts, whose keys are unchanged. Resetting held statistics is refused, which
     `torch.optim.swa_utils.update_bn` would do. A frozen parameter loses its `.grad`, so that an optimizer
-    that has it passes it by. `convert_sync_batchnorm` makes new norms, which know no policy: convert first.
+    that has it passes it by; `model.requires_grad_()` afterwards would train it again.
+    `convert_sync_batchnorm` makes new norms, which know no policy: convert first.
 
     Norms are torch's `BatchNorm1d` to `3d`, `SyncBatchNorm`, `InstanceNorm` that tracks statistics, what is
     derived from them (timm's `BatchNormAct2d`), and every module with buffers named `running_mean` or
@@ -223,8 +224,9 @@ def _release(norm: nn.Module) -> None:
     """Take a norm's policy back, if it has one: as if it had never been."""
     state = norm.__dict__
     state.pop(_POLICY, None)
-    for key, trained in state.pop(_TRAINED, {}).items():
-        _affine(norm)[key].requires_grad_(trained)
+    trained = state.pop(_TRAINED, {})
+    for key, parameter in _affine(norm).items():
+        parameter.requires_grad_(trained.get(key, parameter.requires_grad))
     if _MODE in state:
         norm.training = state.pop(_MODE)
         del state["train"]

@@ -292,6 +292,8 @@ def test_checkpoints_hold_all_masks_or_none(kind: str, name: str) -> None:
         part = {key: t for key, t in state.items() if not key.startswith(f"mask.{which}.")}
         with pytest.raises(RuntimeError, match=rf'Missing key.*"0.mask.{which}\.\w+"'):
             nn.Sequential(layer).load_state_dict({f"0.{key}": t for key, t in part.items()})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.mask.load_state_dict({})
 
 
 @every
