@@ -32,6 +32,11 @@ inline void each_piece(const int64_t* table, int64_t columns, int64_t count, int
   delete[] before;
 }
 
+// All lanes of a vector: loads and stores need no mask.
+struct Whole {};
+inline F load(const float* p, Whole) { return load(p); }
+inline void store(float* p, F v, Whole) { store(p, v); }
+
 // Call body(e, all, free) on vectors of elements that are not all frozen: `all` are the lanes that are there, `free`
 // those that may change. Where `everywhere`, on all vectors.
 template <class Body>
@@ -40,7 +45,11 @@ inline void free_vectors(const uint8_t* frozen, int64_t begin, int64_t end, bool
     const uint64_t there = low_ones(end - w);
     const uint64_t moving = there & ~(frozen != nullptr ? load_word(frozen, w / 64) : 0);
     if (moving == 0 && !everywhere) continue;
-    for (int64_t i = 0; i < 64 && w + i < end; i += L) body(w + i, lanes(there, i), lanes(moving, i));
+    if (w + 64 <= end) {
+      for (int64_t i = 0; i < 64; i += L) body(w + i, Whole{}, lanes(moving, i));
+    } else {
+      for (int64_t i = 0; w + i < end; i += L) body(w + i, lanes(there, i), lanes(moving, i));
+    }
   }
 }
 

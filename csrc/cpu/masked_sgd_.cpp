@@ -17,21 +17,19 @@ void masked_sgd_(const int64_t* table, int64_t count, double rate, double moment
     float* momenta = pointer<float>(row[2]);
     // Momenta that hold nothing yet become 0 where frozen.
     const bool everywhere = moves && first_step;
-    free_vectors(pointer<const uint8_t>(row[3]), begin, end, everywhere, [=](int64_t e, M all, M free) {
+    free_vectors(pointer<const uint8_t>(row[3]), begin, end, everywhere, [=](int64_t e, auto all, M free) {
       const F p = load(param + e, all);
       F step = load(grad + e, all);
       if (maximize) step = -step;
       if (decays) step = fma_once(p, decay, step);
       if (moves) {
-        F buf = step;
-        if (!first_step) {
-          const F old = load(momenta + e, all);
-          buf = fma_once(step, share, old * mu);
-        }
-        store(momenta + e, first_step ? blend(free, buf, zero) : buf, first_step ? all : free);
+        // Frozen lanes are written back as they are: storing some lanes alone is slower.
+        const F old = first_step ? zero : load(momenta + e, all);
+        const F buf = first_step ? step : fma_once(step, share, old * mu);
+        store(momenta + e, blend(free, buf, old), all);
         step = nesterov ? fma_once(buf, mu, step) : buf;
       }
-      store(param + e, fma_once(step, step_size, p), free);
+      store(param + e, blend(free, fma_once(step, step_size, p), p), all);
     });
   });
 }

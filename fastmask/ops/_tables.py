@@ -32,7 +32,7 @@ def table(
 
 @contextlib.contextmanager
 def written_back(*lists: list[Tensor]) -> Iterator[list[list[Tensor]]]:
-    """The same lists with contiguous copies of what is not, copied back at the end; autograd learns of the write."""
+    """The same lists, contiguous; copies are written back at the end, and autograd learns of the write."""
     dense = [[tensor.contiguous() for tensor in tensors] for tensors in lists]
     yield dense
     for tensors, copies in zip(lists, dense, strict=True):
