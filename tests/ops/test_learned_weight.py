@@ -12,6 +12,7 @@ from surrogate import SEED, VARIANTS, name_of, surrogate_weights
 from torch import Tensor
 
 from fastmask import ops
+from fastmask._backend import missing
 from fastmask.errors import BackendUnavailable
 from fastmask.testing import (
     assert_same_bits,
@@ -95,10 +96,11 @@ def test_it_is_the_weight_that_learned_linear_reads(variant: dict[str, Any]) -> 
     x = values(6, 45)
     weights = ops.learned_weight(weight, scores, **variant)
     assert weights.shape == (variant.get("samples", 1), 37, 45)
-    by_hand = torch.cat(
-        [F.linear(part, w) for part, w in zip(x.chunk(len(weights)), weights, strict=True)]
-    )
-    assert_same_bits(by_hand, ops.learned_linear(x, weight, scores, **variant))
+    pairs = list(zip(x.chunk(len(weights)), weights.detach(), strict=True))
+    plain = torch.cat([F.linear(part, w) for part, w in pairs])
+    exact = torch.cat([F.linear(part.double(), w.double()) for part, w in pairs])
+    y = ops.learned_linear(x, weight, scores, **variant)
+    assert_within_budget(y.detach(), plain, exact)
 
 
 @every_method
@@ -177,6 +179,19 @@ def test_compiled_whole_without_recompiling(options: dict[str, Any]) -> None:
         for eager, other in zip(*results, strict=True):
             assert_same_bits(other, eager)
     assert counter.frame_count == 1
+
+
+@pytest.mark.skipif(missing("cpu") is not None, reason=f"no CPU engine: {missing('cpu')}")
+@every_variant
+def test_the_engine_has_the_references_bits(variant: dict[str, Any]) -> None:
+    for shape in SHAPES:
+        leaves = operands(*shape)
+        results = []
+        for backend in ("reference", "cpu"):
+            y = ops.learned_weight(*leaves, **variant, backend=backend)
+            results.append((y, *torch.autograd.grad(y.square().sum(), leaves)))
+        for want, got in zip(*results, strict=True):
+            assert_same_bits(got, want)
 
 
 def test_what_it_refuses() -> None:
