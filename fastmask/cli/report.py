@@ -23,8 +23,8 @@ def report(
 ) -> None:
     """Draw a run's figures and report.html again from its folder alone.
 
-    Reads results.csv, config.json, environment.json and masks/. Works on a sweep that was interrupted:
-    the report says how many of its runs it shows.
+    Reads results.csv, masks.csv, config.json, environment.json and masks/. Works on a sweep that was
+    interrupted: the report says how many of its runs it shows.
     """
     with reported(debug):
         from fastmask.report import render

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from fastmask.report import Row, Spread, read_run
+from fastmask.report.curves import curves
 from fastmask.report.headline import headline
 from fastmask.report.tables import strategy_table, table_1
 from fastmask.report.terminal_tables import strategies_text, table_1_text
@@ -54,7 +55,7 @@ def as_json(out: Path, report: Path | None) -> dict[str, Any]:
     return {
         "run": str(out),
         "report": None if report is None else str(report),
-        "runs": len(rows),
+        "runs": len(rows) + len(folder.varied),
         "planned_runs": folder.planned,
         "headline": [sentence.replace("\u00a0", " ") for sentence in headline(rows)],
         "table_1": [
@@ -79,6 +80,17 @@ def as_json(out: Path, report: Path | None) -> dict[str, Any]:
                 "target_change": _difference(line.change),
             }
             for line in strategy_table(rows)
+        ],
+        "varied": [
+            {
+                "strategy": point.strategy,
+                "setting": point.setting,
+                "frozen_density": _plain(point.density),
+                "source_gain": _difference(point.gain),
+                "target_change": _difference(point.change),
+            }
+            for curve in curves(folder)
+            for point in curve.points
         ],
     }
 

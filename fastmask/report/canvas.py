@@ -71,7 +71,9 @@ def legend_columns(figure: Figure, labels: Sequence[str], most: int) -> int:
 
 def settle(figure: Figure) -> Figure:
     """Lay the figure out once; else every saving lays it out, and draws it, a second time."""
-    figure.draw_without_rendering()
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
     figure.set_layout_engine("none")
     return figure
 

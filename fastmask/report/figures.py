@@ -145,6 +145,8 @@ def _knob(folder: RunFolder, found: list[Curve]) -> Drawing:
         for curve in found
         for point in curve.points
         if (share := _positive(folder, point)) is not None
+        # Where a mask freezes what has a logit above 0 the two shares are one line, not two.
+        and abs(share.mean - point.density.mean) > 1e-6
     }
     own = own_value(folder, knob)
     several = len(metrics.seeds(folder.varied)) > 1

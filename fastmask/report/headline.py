@@ -48,13 +48,35 @@ def _contest(rows: Sequence[Row]) -> list[str]:
     masks = "mask" if len(contest.rivals) == 1 else "masks"
     if of == 1:
         kept = "kept" if won else "did not keep"
-        return [f"The binary mask {kept} the source better than {rivals} {masks}."]
+        said = f"The binary mask {kept} the source better than {rivals} {masks}."
+        return [said, *_lead(rows, contest.rivals)]
     count = "none" if won == 0 else str(won)
     lost = [name for name in contest.compared if name not in contest.won]
     but = f" (not {', '.join(lost)})" if 0 < len(lost) <= 3 and won else ""
-    return [
-        f"The binary mask kept the source better than {rivals} {masks} in {count} of {of} sources{but}."
-    ]
+    said = f"The binary mask kept the source better than {rivals} {masks} in {count} of {of} sources{but}."
+    return [said, *_lead(rows, contest.rivals)]
+
+
+def _lead(rows: Sequence[Row], rivals: Sequence[str]) -> list[str]:
+    """How far the binary mask is ahead of the strategy that comes nearest, seed by seed."""
+    found = {
+        rival: lead
+        for rival in rivals
+        if (lead := metrics.mean_source_gain(rows, "binary", against=rival)) is not None
+    }
+    if not found:
+        return []
+    nearest = min(found, key=lambda rival: found[rival].mean)
+    lead = found[nearest]
+    spread = "" if lead.std is None else f"\u00a0±\u00a0{100 * lead.std:.1f}"
+    said = (
+        f"Its mean lead in source accuracy over the nearest, {strategy_label(nearest)}, is "
+        f"{_signed(lead.mean)}{spread} points"
+    )
+    if lead.ci95 is None:
+        return [f"{said}."]
+    noise = ", which is within noise" if lead.within_noise else ""
+    return [f"{said} (95 % interval {_interval(lead)}){noise}."]
 
 
 def _points(value: Spread) -> str:
@@ -69,12 +91,15 @@ def _points(value: Spread) -> str:
 def _intervals(gain: Spread, change: Spread) -> str:
     if gain.ci95 is None or change.ci95 is None:
         return ""
-    said = (
-        " to ".join(f"{100 * end:+.1f}".replace("-", "−") for end in value.ci95)
-        for value in (gain, change)
-        if value.ci95 is not None
-    )
-    return f"; 95 % intervals {' and '.join(said)}"
+    return f"; 95 % intervals {_interval(gain)} and {_interval(change)}"
+
+
+def _interval(value: Spread) -> str:
+    return " to ".join(map(_signed, value.ci95 or ()))
+
+
+def _signed(value: float) -> str:
+    return f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def _over(rows: Sequence[Row], value: Spread) -> str:

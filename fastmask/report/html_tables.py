@@ -11,7 +11,6 @@ from fastmask.report.palette import strategy_label
 from fastmask.report.rows import MASKED, Row
 from fastmask.report.tables import (
     DIGITS,
-    interval,
     name_of,
     percent,
     signed,
@@ -104,10 +103,11 @@ def difference(value: Spread | None) -> str:
     """A difference in a cell: mean ± std over seeds, below it the interval, and whether that is noise."""
     if value is None:
         return "–"
-    if value.std is None:
+    if value.ci95 is None or value.std is None:
         return signed(value.mean)
-    noise = " · noise" if value.within_noise else ""
+    low, high = map(signed, value.ci95)
+    noise = " <span>· noise</span>" if value.within_noise else ""
     return (
         f'{signed(value.mean)} <span class="pm">±\u00a0{value.std:.{DIGITS}f}</span>'
-        f'<span class="ci">{interval(value)}{noise}</span>'
+        f'<span class="ci"><span>{low} to</span> <span>{high}</span>{noise}</span>'
     )

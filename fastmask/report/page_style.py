@@ -37,7 +37,9 @@ tr.group th { text-align: left; font-weight: 650; padding-top: .9rem; }
 td.best { font-weight: 700; }
 .paper, .pm { color: var(--muted); font-weight: 400; }
 .ci { display: block; color: var(--muted); font-size: .82em; font-weight: 400; }
+.ci span { white-space: nowrap; }
 .wide { overflow-x: auto; }
+figure + .wide { margin-top: .75rem; }
 .note { color: var(--muted); font-size: .92rem; }
 figure { margin: 0; }
 figure svg { display: block; width: 100%; height: auto; margin: .75rem 0; }

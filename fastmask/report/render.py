@@ -17,7 +17,8 @@ def render(run_dir: str | PathLike[str]) -> Path:
     """Draw figures and `report.html` of a run folder from what it holds.
 
     Args:
-        run_dir: a folder with results.csv, config.json, environment.json and masks/; nothing else is read.
+        run_dir: a folder with results.csv, config.json, environment.json, masks/ and, unless an older version
+            wrote it, masks.csv; nothing else is read.
 
     Returns:
         The path of `report.html`; `figures/` beside it holds each figure as PNG and SVG.

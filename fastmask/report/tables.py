@@ -121,7 +121,8 @@ def strategy_table(rows: Sequence[Row]) -> list[StrategyLine]:
 
 def signed(value: float) -> str:
     """A difference of accuracies as a share of 1, as the paper prints it: `+0.031`."""
-    return f"{value:+.{DIGITS}f}".replace("-", "−")
+    # Adding 0 takes the sign off what rounds to -0.
+    return f"{round(value, DIGITS) + 0.0:+.{DIGITS}f}".replace("-", "−")
 
 
 def percent(value: Spread | None) -> str:
@@ -141,10 +142,3 @@ def name_of(line: StrategyLine, lines: Sequence[StrategyLine]) -> str:
     several = sum(other.strategy == line.strategy for other in lines) > 1
     label = strategy_label(line.strategy)
     return f"{label}, {line.start}" if several and line.start else label
-
-
-def interval(value: Spread | None) -> str:
-    """The 95 % confidence interval of a difference, `+0.021 to +0.041`; empty where there is none."""
-    if value is None or value.ci95 is None:
-        return ""
-    return " to ".join(map(signed, value.ci95))

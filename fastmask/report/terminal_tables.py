@@ -9,7 +9,6 @@ from fastmask.report import metrics
 from fastmask.report.metrics import Spread
 from fastmask.report.rows import Row
 from fastmask.report.tables import (
-    interval,
     name_of,
     percent,
     signed,
@@ -60,7 +59,7 @@ def strategies_text(rows: Sequence[Row]) -> Table:
             *(_with_interval(value) for value in (line.gain, line.change)),
         )
     differences = [value for line in lines for value in (line.gain, line.change)]
-    if any(interval(value) for value in differences):
+    if any(value is not None and value.ci95 for value in differences):
         table.caption = "[95 % confidence interval over seeds]" + (
             f"; {_MARK} contains 0: within noise" if any(map(_is_noise, differences)) else ""
         )

@@ -123,7 +123,7 @@ def test_json_is_json_and_nothing_else(study: Study) -> None:
     names = [line["strategy"] for line in said["strategies"]]
     assert names == ["none", "naive", "editor", "binary", "scratch"]
     assert said["table_1"][-1]["source"] == "mean"
-    assert set(said["table_1"][0]["source_gain"]) == {"mean", "std", "n"}
+    assert set(said["table_1"][0]["source_gain"]) == {"mean", "std", "n", "ci95", "within_noise"}
 
 
 def test_quiet_prints_the_path_alone(study: Study) -> None:

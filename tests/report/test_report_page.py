@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import stat
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -117,12 +116,13 @@ def test_published_numbers_stand_beside_pacs_and_nothing_else(pacs: Path, tmp_pa
     assert [domains for domains, text in said.items() if "Table 1" in text] == ["PACS"]
 
 
-def test_drawing_again_gives_the_same_bytes(pacs: Path, tmp_path: Path) -> None:
-    again = Path(shutil.copytree(pacs, tmp_path / "run"))
-    shutil.rmtree(again / "figures")
-    render(again)
-    for path in [pacs / "report.html", *(pacs / "figures").iterdir()]:
-        assert (again / path.relative_to(pacs)).read_bytes() == path.read_bytes(), path.name
+def test_drawing_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    options = {"domains": ("a", "b"), "features": 16, "seeds": 2, "strategies": ("binary",)}
+    once, again = (make_run(tmp_path / name / "run", vary=True, **options) for name in "xy")
+    for run in (once, again):
+        render(run)
+    for path in [once / "report.html", *(once / "figures").iterdir()]:
+        assert (again / path.relative_to(once)).read_bytes() == path.read_bytes(), path.name
 
 
 def test_numbers_of_the_page_are_those_of_the_rows(pacs: Path) -> None:
@@ -142,24 +142,18 @@ HOSTILE = ('<script>alert("1")</script>', "a&b", "$x_{2}$", "[bold]", "très_lon
 @pytest.mark.parametrize(
     "options",
     [
-        {"domains": DIGITS, "classes": tuple("0123456789"), "features": 128},
-        {"sources": PACS[:1], "seeds": 1},
-        {"strategies": ("binary",), "starts": ("source-end",), "seeds": 2},
-        {"strategies": ("naive",), "baselines": ("none",)},
-        {"strategies": ("editor", "naive"), "baselines": ("scratch",)},
+        {"domains": DIGITS[1:], "classes": tuple("0123456789"), "features": 128, "seeds": 2},
+        {"sources": PACS[:1], "seeds": 1, "mask_table": False},
+        {"strategies": ("naive",), "baselines": ("none",), "starts": ("source-end",)},
+        {"strategies": ("editor", "naive"), "baselines": ("scratch",), "seeds": 2},
         {"strategies": (), "seeds": 1},
-        {"baselines": ()},
-        {"keep": 0.4},
         {"keep": 0.0},
-        {"hidden": 24, "seeds": 2},
-        {"classes": tuple(f"class_{i}" for i in range(65)), "features": 37},
+        {"classes": tuple(f"class_{i}" for i in range(65)), "hidden": 24, "seeds": 2},
         {"classes": ("only",), "features": 1},
-        {"domains": ("a", "b")},
         {"vary": True, "seeds": 1, "strategies": ("binary",)},
         {"vary": True, "sources": PACS[:1], "keep": 0.5},
-        {"vary": True, "baselines": ()},
+        {"vary": True, "baselines": (), "seeds": 1},
         {"vary": True, "mask_table": False, "strategies": ("kl", "lowrank", "random")},
-        {"mask_table": False, "seeds": 1},
     ],
     ids=lambda options: "-".join(options),
 )
@@ -227,7 +221,8 @@ def test_weights_that_are_all_equal_and_masks_all_of_one_kind(tmp_path: Path) ->
 def test_headline_says_what_the_numbers_say(pacs: Path, tmp_path: Path) -> None:
     said = headline(read_run(pacs).rows)
     assert said[0].endswith("in 4 of 4 sources.")
-    assert "points higher" in said[1] and "points lower" in said[1] and "12 pairs" in said[1]
+    assert said[1].startswith("Its mean lead in source accuracy over the nearest, naive, is +4.")
+    assert "points higher" in said[2] and "points lower" in said[2] and "12 pairs" in said[2]
     alone = make_run(tmp_path / "a", strategies=("naive",), seeds=1, sources=PACS[:1], features=16)
     said = headline(read_run(alone).rows)
     assert "naive mask" in said[0] and "one seed" in said[0] and "binary" not in " ".join(said)
