@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastmask import _backend
 
@@ -43,6 +45,8 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
         before = _cpu.isa()
         _cpu.use(isa)
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()  # one back end's compilations are not counted against the next
     yield
     if before is not None:
         _cpu.use(before)

@@ -172,7 +172,7 @@ def _forward(
     x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, *geometry_and_backend: Any
 ) -> Tensor:
     *geometry, backend = geometry_and_backend
-    module = _backend.resolve("masked_conv2d", backend, x.device)
+    module = _backend.resolve("masked_conv2d", backend, x.device, x.dtype)
     return module.masked_conv2d(x, weight, active, bias, *geometry)
 
 
@@ -186,7 +186,7 @@ def _grad_input(
     grad: Tensor, weight: Tensor, active: Tensor, size: list[int], *geometry_and_backend: Any
 ) -> Tensor:
     *geometry, backend = geometry_and_backend
-    module = _backend.resolve("masked_conv2d", backend, grad.device)
+    module = _backend.resolve("masked_conv2d", backend, grad.device, grad.dtype)
     return module.grad_input(grad, weight, active, size, *geometry)
 
 
@@ -200,7 +200,7 @@ def _grad_weight(
     grad: Tensor, x: Tensor, active: Tensor, size: list[int], *geometry_and_backend: Any
 ) -> Tensor:
     *geometry, backend = geometry_and_backend
-    module = _backend.resolve("masked_conv2d", backend, grad.device)
+    module = _backend.resolve("masked_conv2d", backend, grad.device, grad.dtype)
     return module.grad_weight(grad, x, active, size, *geometry)
 
 

@@ -19,6 +19,15 @@ FEW = 8
 PANEL = 64
 
 
+def select(weight: Tensor, active: Tensor) -> Tensor:
+    """float32 weights (S, *W.shape) with masked-out entries exactly 0, whatever they hold."""
+    weight, active = weight.contiguous(), active.contiguous()
+    out = torch.empty((len(active), *weight.shape))
+    for bits, one in zip(active, out, strict=True):
+        _add_selected(weight, bits, False, one)
+    return out
+
+
 def masked_linear(
     x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, groups: Tensor | None
 ) -> Tensor:
@@ -77,18 +86,21 @@ def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) 
     """dL/dW = sum over masks of where(active_s, dY_s^T X_s, 0): torch's product, selected in one pass."""
     active = active.contiguous()
     out = torch.empty(grad.shape[1], x.shape[1])
-    parts = reference.rows_of(groups, len(active), len(x))
-    for s, rows in enumerate(parts):
-        dense = (grad[rows].T @ x[rows]).float().contiguous()
-        _cpu.add_selected(
-            dense.data_ptr(),
-            active[s].data_ptr(),
-            out.numel(),
-            int(s > 0),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
+    for s, rows in enumerate(reference.rows_of(groups, len(active), len(x))):
+        _add_selected((grad[rows].T @ x[rows]).float().contiguous(), active[s], s > 0, out)
     return out.to(grad.dtype)
+
+
+def _add_selected(dense: Tensor, bits: Tensor, add: bool, out: Tensor) -> None:
+    """Write where(bits, dense, 0) into `out`, or add it there."""
+    _cpu.add_selected(
+        dense.data_ptr(),
+        bits.data_ptr(),
+        out.numel(),
+        int(add),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def _all_ones(active: Tensor, weight: Tensor) -> bool:
