@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastmask.report import metrics
 from fastmask.report.alone import mask_alone, mask_alone_html
 from fastmask.report.bars import source_bars, target_bars
@@ -50,7 +52,7 @@ def drawings(folder: RunFolder) -> list[Drawing]:
         drawn.append(_alone(folder, own))
     trained = [m for s in metrics.sources(rows) if (m := folder.any_mask(s)) is not None]
     if trained:
-        drawn.append(_weights(trained))
+        drawn.append(_weights(folder, trained))
     return drawn
 
 
@@ -238,7 +240,11 @@ def _masks(masks: list[MaskFile]) -> Drawing:
     )
 
 
-def _weights(masks: list[MaskFile]) -> Drawing:
+def _weights(folder: RunFolder, masks: list[MaskFile]) -> Drawing:
+    given = folder.config.get("naive_k")
+    k = float(given) if isinstance(given, int | float) else 1.0
+    reach = "one standard deviation σ" if k == 1.0 else f"{k:g} standard deviations σ"
+    normal = 100 * math.erfc(k / math.sqrt(2))
     name, seed = masks[0].last, masks[0].seed
     others = len(masks[0].shapes) - 1
     more = f" {others} more masked parameters lie in the mask files." if others else ""
@@ -246,8 +252,8 @@ def _weights(masks: list[MaskFile]) -> Drawing:
         "figure4_weights",
         "Trained weights and the naive rule",
         f"Values of “{name}” after training on each source (seed {seed}). The naive mask freezes what "
-        "lies more than one standard deviation σ from the mean µ; on a normal distribution that is "
-        f"31.7\u00a0% of the weights.{more} Figure 4 of the paper.",
+        f"lies more than {reach} from the mean µ; on a normal distribution that is "
+        f"{normal:.1f}\u00a0% of the weights.{more} Figure 4 of the paper.",
         "Histogram of the trained weights of each source with mean and standard deviation.",
-        lambda narrow: weight_histograms(masks, narrow),
+        lambda narrow: weight_histograms(masks, narrow, k),
     )

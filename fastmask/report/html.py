@@ -141,10 +141,14 @@ def _made(folder: RunFolder) -> str:
         key: "all" if key in ("sources", "targets") and not value else value
         for key, value in folder.config.items()
     }
+    layers = folder.config.get("layers")
+    learner = (
+        "a head with the backbone’s chosen layers" if layers else "a classifier on frozen features"
+    )
     given = f"<p>It was started with:</p><pre>{escape(str(said))}</pre>" if said else ""
     return (
         "<h2>How this was made</h2>"
-        "<p>Each source: train a classifier on frozen features; find which of its weights to freeze, "
+        f"<p>Each source: train {learner}; find which of its weights to freeze, "
         "by each strategy; fine-tune the others on each target; test on both test splits. "
         "Accuracies are shares of test images never trained on.</p>"
         f"{given}<p>To run it again, where the folder {escape(name)} lies:</p><pre>{escape(command)}</pre>"

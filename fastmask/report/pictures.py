@@ -18,30 +18,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Bins a standard deviation, so that the edges fall on µ ± σ and a bin is frozen or free as a whole.
+# Bins to k standard deviations, so that edges fall on µ ± kσ and a bin is frozen or free as a whole.
 _PER_SIGMA = 6
 _REACH = 6
 MOST_TILES = 12
 _LABEL_INCHES = 0.2
 
 
-def weight_histograms(masks: Sequence[MaskFile], narrow: bool) -> Figure:
-    """Draw figure 4: the classifier's weights after training on each source, with µ and µ ± σ."""
+def weight_histograms(masks: Sequence[MaskFile], narrow: bool, k: float = 1.0) -> Figure:
+    """Draw figure 4: the classifier's weights after training on each source, with µ and µ ± kσ."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     figure, axes = panels(len(masks), narrow, 2.3)
     for ax, mask in zip(axes, masks, strict=True):
-        _histogram(ax, mask.weight(mask.last).ravel().astype(np.float64))
+        _histogram(ax, mask.weight(mask.last).ravel().astype(np.float64), k)
         ax.set_title(f"source: {wrapped(mask.source, 34, 1)}")
     for ax in axes[:: 1 if narrow else 2]:
         ax.set_ylabel("weights")
+    reach = f"µ ± {_sigmas(k)}"
     figure.legend(
         handles=[
-            Patch(color=FREE, label="within µ ± σ: free under naive"),
+            Patch(color=FREE, label=f"within {reach}: free under naive"),
             Patch(color=FROZEN, label="beyond: frozen under naive"),
             Line2D([], [], color=INK, linewidth=1.2, label="µ"),
-            Line2D([], [], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label="µ ± σ"),
+            Line2D([], [], color=INK, linewidth=1.0, linestyle=(0, (4, 2)), label=reach),
         ],
         loc="outside lower center",
         ncols=1 if narrow else 4,
@@ -49,25 +50,30 @@ def weight_histograms(masks: Sequence[MaskFile], narrow: bool) -> Figure:
     return figure
 
 
-def _histogram(ax: Axes, values: NDArray[np.float64]) -> None:
+def _sigmas(k: float) -> str:
+    return "σ" if k == 1.0 else f"{k:g} σ"
+
+
+def _histogram(ax: Axes, values: NDArray[np.float64], k: float) -> None:
     mean = float(values.mean()) if values.size else 0.0
     sigma = float(values.std(ddof=1)) if values.size > 1 else 0.0
     if sigma > 0.0:
-        scaled = (values - mean) / sigma
+        unit = k * sigma
+        scaled = (values - mean) / unit
         low = max(math.floor(scaled.min()), -_REACH)
         high = min(math.ceil(scaled.max()), _REACH)
         edges = np.arange(low * _PER_SIGMA, high * _PER_SIGMA + 1) / _PER_SIGMA
         counts = np.histogram(scaled, edges)[0]
         for colour, inside in ((FREE, True), (FROZEN, False)):
             shown = np.where((np.abs(edges[:-1] + edges[1:]) / 2 < 1.0) == inside, counts, 0)
-            ax.stairs(shown, mean + sigma * edges, fill=True, color=colour)
-        ax.stairs(counts, mean + sigma * edges, color=MUTED, linewidth=0.6)
-        for k in (-1, 1):
-            ax.axvline(mean + k * sigma, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
+            ax.stairs(shown, mean + unit * edges, fill=True, color=colour)
+        ax.stairs(counts, mean + unit * edges, color=MUTED, linewidth=0.6)
+        for side in (-unit, unit):
+            ax.axvline(mean + side, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
         said = f"naive freezes {100 * float((np.abs(scaled) > 1).mean()):.1f} %"
         beyond = int(values.size - counts.sum())
         if beyond:
-            said += f"; {beyond} weights lie beyond ± {_REACH} σ"
+            said += f"; {beyond} weights lie beyond ± {_sigmas(_REACH * k)}"
     else:
         ax.bar([mean], [values.size], width=0.1, color=FREE)
         said = "all weights are equal"

@@ -218,6 +218,24 @@ def test_weights_that_are_all_equal_and_masks_all_of_one_kind(tmp_path: Path) ->
         mask_pictures([mask], narrow).draw_without_rendering()
 
 
+def test_naive_rule_is_drawn_with_its_own_k(pacs: Path) -> None:
+    from dataclasses import replace
+
+    from fastmask.report.pictures import weight_histograms
+
+    folder = read_run(pacs)
+    for k, share in ((1.0, "31.7"), (2.0, "4.6")):
+        with_k = replace(folder, config={**folder.config, "naive_k": k})
+        caption = next(d.caption for d in drawings(with_k) if d.name == "figure4_weights")
+        assert share in caption
+    mask = folder.any_mask("photo")
+    assert mask is not None
+    values = mask.weight(mask.last)
+    beyond = abs(values - values.mean()) > 2 * values.std(ddof=1)
+    figure = weight_histograms([mask], False, 2.0)
+    assert f"naive freezes {100 * beyond.mean():.1f} %" in figure.axes[0].get_xlabel()
+
+
 def test_headline_says_what_the_numbers_say(pacs: Path, tmp_path: Path) -> None:
     said = headline(read_run(pacs).rows)
     assert said[0].endswith("in 4 of 4 sources.")
