@@ -19,6 +19,8 @@
   /* bits (samples, bytes) of n logits */                                                                         \
   X(sample_mask, (const void* logits, int64_t kind, int64_t n, uint64_t seed, int64_t samples, uint32_t stream,   \
                   uint8_t* bits, int64_t threads))                                                                \
+  /* bits of the k largest of n scores, the lower index first among equals */                                     \
+  X(topk_mask, (const void* scores, int64_t kind, int64_t n, int64_t k, uint8_t* bits, int64_t threads))          \
   /* whether all n bits of all masks are 1 */                                                                     \
   X(all_ones, (const uint8_t* bits, int64_t samples, int64_t n, int64_t* result))                                 \
   /* y (b, n) of x (b, k) and w (n, k); rows of x by mask: `starts` (samples + 1), or null for equal groups.      \

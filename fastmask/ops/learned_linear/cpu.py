@@ -11,7 +11,9 @@ from torch import Tensor
 from fastmask.ops.learned_linear import reference
 from fastmask.ops.masked_linear import cpu as masked
 from fastmask.ops.masked_linear.reference import linear, linear_grad_input
+from fastmask.ops.pack import cpu as packing
 from fastmask.ops.sample_mask import cpu as sampling
+from fastmask.ops.topk_mask import cpu as top
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -34,6 +36,11 @@ def learned_linear(
     if method == "gumbel":
         assert seed is not None
         active = sampling.sample_mask(scores.float(), seed, samples, 0)
+    elif method == "topk" and scores.dtype in top.DTYPES:
+        assert density is not None
+        active = top.topk_mask(scores, density).unsqueeze(0)
+    elif method == "threshold" and scores.dtype in packing.DTYPES:
+        active = packing.pack(scores, mu).unsqueeze(0)
     else:
         active = reference.draw(scores, seed, method, samples, mu, density)
     if off == "zero" and not rescale:

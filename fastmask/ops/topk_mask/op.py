@@ -39,7 +39,9 @@ def topk_mask(scores: Tensor, density: float, *, backend: str = "auto") -> Tenso
 
 
 def _implementation(scores: Tensor, density: float, backend: str) -> Tensor:
-    return _backend.resolve("topk_mask", backend, scores.device).topk_mask(scores, density)
+    return _backend.resolve("topk_mask", backend, scores.device, scores.dtype).topk_mask(
+        scores, density
+    )
 
 
 def _fake(scores: Tensor, density: float, backend: str) -> Tensor:
