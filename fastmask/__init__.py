@@ -9,7 +9,16 @@ if TYPE_CHECKING:
     from fastmask import backbones, data, errors, masks, nn, ops, optim
     from fastmask.bits import BitMask
     from fastmask.masks import FixedMask, GumbelMask, ThresholdMask, TopKMask
-    from fastmask.nn import MaskedConv2d, MaskedLinear, bake_, mask_, plain_state_dict, unmask_
+    from fastmask.nn import (
+        MaskedConv2d,
+        MaskedLinear,
+        MaskedMultiheadAttention,
+        bake_,
+        mask_,
+        plain_state_dict,
+        set_batch_norm_policy,
+        unmask_,
+    )
     from fastmask.optim.protect import protect
     from fastmask.optim.verify import verify_frozen
 
@@ -21,6 +30,7 @@ __all__ = [
     "GumbelMask",
     "MaskedConv2d",
     "MaskedLinear",
+    "MaskedMultiheadAttention",
     "ThresholdMask",
     "TopKMask",
     "backbones",
@@ -34,6 +44,7 @@ __all__ = [
     "optim",
     "plain_state_dict",
     "protect",
+    "set_batch_norm_policy",
     "unmask_",
     "verify_frozen",
 ]
@@ -46,12 +57,14 @@ _HOMES = {
     "GumbelMask": "fastmask.masks",
     "MaskedConv2d": "fastmask.nn",
     "MaskedLinear": "fastmask.nn",
+    "MaskedMultiheadAttention": "fastmask.nn",
     "ThresholdMask": "fastmask.masks",
     "TopKMask": "fastmask.masks",
     "bake_": "fastmask.nn",
     "mask_": "fastmask.nn",
     "plain_state_dict": "fastmask.nn",
     "protect": "fastmask.optim.protect",
+    "set_batch_norm_policy": "fastmask.nn",
     "unmask_": "fastmask.nn",
     "verify_frozen": "fastmask.optim.verify",
 }
