@@ -48,7 +48,8 @@ class Config:
             `magnitude` and `random`, what chance and size alone would freeze. Unmasked fine-tuning and
             scratch always run.
         starts: of the binary mask's free entries; the others take the first in the order
-            source-start (values before stage 1), source-end (values after it), random (fresh draw).
+            source-start (values before stage 1; in `layers` the pretrained ones), source-end (values after
+            it), random (fresh draw).
         vary: knobs to vary beside these settings, each `NAME=V1,V2,...` (see variations.KNOBS): one run
             more for each value, for every strategy that has the knob. A varied beta freezes `l > 0`,
             a varied editor_share its quantile.
