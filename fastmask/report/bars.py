@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING
 from fastmask.report import metrics
 from fastmask.report.canvas import legend_columns, panels
 from fastmask.report.metrics import Spread, spread
-from fastmask.report.palette import GRID, INK, MUTED, strategy_colour, strategy_label, wrapped
+from fastmask.report.palette import (
+    GRID,
+    INK,
+    MUTED,
+    strategy_colour,
+    strategy_label,
+    text_on,
+    wrapped,
+)
 from fastmask.report.rows import Row
 
 if TYPE_CHECKING:
@@ -122,7 +130,7 @@ def _panel(
             )
         if group * step >= 8.5:
             for x, cell in zip(at, found, strict=True):
-                _number(ax, x, 100 * cell.mean)
+                _number(ax, x, 100 * cell.mean, text_on(strategy_colour(name)))
     ax.set_xticks(range(len(targets)), [wrapped(target, int(group / 5.4)) for target in targets])
     ax.tick_params(axis="x", length=0)
     ax.set_xlim(-0.5, len(targets) - 0.5)
@@ -133,7 +141,7 @@ def _panel(
     ax.spines["bottom"].set_color(MUTED)
 
 
-def _number(ax: Axes, x: float, percent: float) -> None:
+def _number(ax: Axes, x: float, percent: float, colour: str) -> None:
     """Write the height at the foot of a bar, upright, where whiskers and lines seldom come."""
     ax.text(
         x,
@@ -143,7 +151,7 @@ def _number(ax: Axes, x: float, percent: float) -> None:
         ha="center",
         va="bottom",
         fontsize=7.0,
-        color="#101014",
+        color=colour,
     )
 
 

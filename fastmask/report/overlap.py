@@ -15,7 +15,7 @@ from fastmask.errors import MaskFileError
 from fastmask.report import metrics
 from fastmask.report.canvas import panels
 from fastmask.report.mask_file import MaskFile
-from fastmask.report.palette import INK, strategy_label, wrapped
+from fastmask.report.palette import INK, strategy_label, text_on, wrapped
 from fastmask.report.rows import MASKED
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 # Light to dark from chance to the same mask; a step ends at each of these.
 _ENDS = (0.05, 0.2, 0.4, 0.6, 0.8, 1.0)
 _STEPS = ("#eef2f7", "#c6d7ea", "#8fb4d9", "#4f86bd", "#1f5a96", "#0b3262")
-_DARK, _LIGHT = "#101014", "#fafafc"
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,7 @@ def _map(ax: Axes, each: Overlaps, side: float) -> None:
             if cell is None:
                 ax.text(column + 0.5, row + 0.5, "–", ha="center", va="center", zorder=4)
                 continue
-            colour = _LIGHT if step >= 3 else _DARK
+            colour = text_on(_STEPS[step])
             size = min(8.5, 15 * side)
             ax.text(
                 column + 0.5, row + 0.4, f"{cell.overlap:.2f}", fontsize=size, color=colour,

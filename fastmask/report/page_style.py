@@ -65,7 +65,7 @@ figure + details summary { font-size: 1rem; }
   .narrow { display: block; }
   .pm { display: block; font-size: .9em; }
   table { font-size: .82rem; }
-  th, td { padding: .3rem .35rem; }
+  th, td { padding: .3rem .22rem; }
   .spare { display: none; }
   dl { grid-template-columns: 8.5rem 1fr; gap: .2rem .8rem; }
 }

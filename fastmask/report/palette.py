@@ -80,6 +80,14 @@ def strategy_label(name: str) -> str:
     return _STRATEGIES[name][1] if name in _STRATEGIES else name
 
 
+def text_on(colour: str) -> str:
+    """Dark or light text, whichever is told from a colour more easily (luminance of ITU-R BT.709)."""
+    red, green, blue = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    bright = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    # Contrast to white is 1.05 / (b + 0.05), to black (b + 0.05) / 0.05: equal at b = 0.18.
+    return "#101014" if bright > 0.18 else "#fafafc"
+
+
 def wrapped(name: str, width: int, lines: int = 3) -> str:
     """Break a name after `_`, `-` or a blank at `width` characters; past `lines` end with `…`."""
     width = max(width, 4)

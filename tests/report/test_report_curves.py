@@ -104,12 +104,14 @@ def test_overlap_by_hand() -> None:
 def test_chance_is_what_independent_masks_share(seed: int, p: float, q: float) -> None:
     rng = np.random.default_rng(seed)
     n = 40_000
-    found = overlap(rng.random(n) < p, rng.random(n) < q)
-    # Given its counts k and m, |a and b| is hypergeometric: variance at most k (m/n) (1 - m/n) <= n / 8 at
-    # the worst densities. d(overlap) / d|a and b| = (k + m) / |a or b|^2 <= 2 / |a or b|. Six deviations:
-    # less than one failure in 10^8 draws.
-    either = n * (p + q - p * q)
-    assert abs(found.overlap - found.chance) < 6 * 2.2 / either * math.sqrt(n / 8)
+    a, b = rng.random(n) < p, rng.random(n) < q
+    found = overlap(a, b)
+    k, m, either = a.sum(), b.sum(), (a | b).sum()
+    # Given the counts k and m, |a and b| is hypergeometric, and d(overlap) / d|a and b| is
+    # (k + m) / |a or b|^2 <= 2 / |a or b|. Seven deviations, and eight entries for the tail of small counts:
+    # less than one failure in 10^9 draws.
+    deviation = math.sqrt(k / n * m / n * (1 - k / n) * (1 - m / n) * n * n / (n - 1))
+    assert abs(found.overlap - found.chance) < 2 / either * (7 * deviation + 8)
 
 
 class Held(MaskFile):
@@ -153,3 +155,36 @@ def test_published_means_are_those_of_the_table() -> None:
     assert (mean.source_gain, mean.target_change) == pytest.approx((0.02525, -0.035))
     assert published("source-end", None) == mean and published("nowhere", None) is None
     assert published("random", "Photo") is not None and published("random", PACS[0] + "x") is None
+
+
+def test_labels_cover_neither_points_nor_each_other() -> None:
+    figure_module = pytest.importorskip(
+        "matplotlib.figure", reason="figures need the extra `report`"
+    )
+    from matplotlib.text import Annotation
+
+    from fastmask.report.labels import Label, place
+
+    figure = figure_module.Figure(figsize=(3, 2))
+    ax = figure.subplots()
+    rng = np.random.default_rng(5)
+    points = [(float(x), float(y)) for x, y in rng.random((60, 2))]
+    ax.plot(*zip(*points, strict=True), "o")
+    figure.draw_without_rendering()
+    place(ax, [Label(x, y, f"{x:.2f}") for x, y in points], points)
+    texts = [child for child in ax.get_children() if isinstance(child, Annotation)]
+    # Crowded enough that some find no place.
+    assert 10 < len(texts) < 60 and texts[0].get_text() == f"{points[0][0]:.2f}"
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    marks = ax.transData.transform(points)
+    assert not any(box.contains(x, y) for box in boxes for x, y in marks)
+    inside = ax.get_window_extent()
+    assert all(inside.x0 <= b.x0 and b.x1 <= inside.x1 and inside.y0 <= b.y0 for b in boxes)
+
+
+def test_text_is_told_from_its_ground() -> None:
+    from fastmask.report.palette import FREE, FROZEN, text_on
+
+    assert text_on("#ffffff") == text_on(FROZEN) == "#101014"
+    assert text_on("#000000") == text_on(FREE) == text_on("#0072b2") == "#fafafc"

@@ -171,12 +171,16 @@ def test_tables_show_intervals() -> None:
 
 
 def test_json_holds_intervals(tmp_path: Path) -> None:
-    said = as_json(make_run(tmp_path / "run", domains=PACS[:2], features=8), None)
+    said = as_json(make_run(tmp_path / "run", domains=PACS[:2], features=8, vary=True), None)
+    varied = {(line["strategy"], line["setting"]): line for line in said["varied"]}
+    assert len(varied) == 24 and "ci95" in varied["binary", "beta=0.3"]["source_gain"]
+    assert said["runs"] == said["planned_runs"] == 14 * 3 + 24 * 2 * 3
     binary = next(line for line in said["strategies"] if line["strategy"] == "binary")
     low, high = binary["source_gain"]["ci95"]
     assert low < binary["source_gain"]["mean"] < high
     assert binary["source_gain"]["within_noise"] is (low <= 0 <= high)
     assert "ci95" in said["table_1"][0]["target_change"] and "ci95" not in binary["target_accuracy"]
     said = as_json(make_run(tmp_path / "one", domains=PACS[:2], features=8, seeds=1), None)
+    assert said["varied"] == []
     binary = next(line for line in said["strategies"] if line["strategy"] == "binary")
     assert binary["source_gain"]["ci95"] is None and binary["source_gain"]["within_noise"] is None
