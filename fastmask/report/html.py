@@ -107,7 +107,7 @@ def _table_1(rows: Sequence[Row], table: str) -> str:
         f"averaged over targets; {over}; higher is better.{_intervals(rows)}{beside} "
         "Free weights start from the values before the source was learned (source-start, the "
         "default), from the source-trained values (source-end), or anew (random). The best start "
-        "of each source is bold.</p>" + table
+        "of each source is bold, however small its lead.</p>" + table
     )
 
 

@@ -47,7 +47,24 @@ def noise(rows: Sequence[Row]) -> list[str]:
         ]
     if alone := [_name(line, lines) for line in lines if line not in known]:
         found.append(f"Of {listed(alone)}, with one seed, nothing can be said.")
+    if _uneven(rows):
+        found.append(
+            "Not all seeds have run on the same pairs of domains yet: until they have, these intervals "
+            "mix what seeds change with what pairs change."
+        )
     return found
+
+
+def _uneven(rows: Sequence[Row]) -> bool:
+    """Whether a strategy has run on other pairs with one seed than with another."""
+    pairs: dict[tuple[str, str, int], set[tuple[str, str]]] = {}
+    for row in rows:
+        pairs.setdefault((row.strategy, row.start, row.seed), set()).add((row.source, row.target))
+    first: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    return any(
+        first.setdefault((strategy, start), found) != found
+        for (strategy, start, _), found in pairs.items()
+    )
 
 
 def listed(names: Sequence[str]) -> str:

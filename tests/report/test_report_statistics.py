@@ -119,6 +119,12 @@ def test_with_one_seed_nothing_can_be_said() -> None:
     assert "95" not in strategies_html(one) and "noise" not in strategies_html(one)
 
 
+def test_seeds_on_other_pairs_are_said_to_be() -> None:
+    given = rows({"binary": CLEAR})
+    assert len(noise(given)) == 1
+    assert "Not all seeds" in noise([r for r in given if (r.target, r.seed) != ("c", 2)])[-1]
+
+
 def test_starts_are_told_apart() -> None:
     from dataclasses import replace
 
