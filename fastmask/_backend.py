@@ -2,7 +2,8 @@
 
 A back end of an op is the module `fastmask/ops/<op>/<backend>.py`; all back ends of an op have equal
 function names. A named back end is used or refused with the reason, never replaced; `auto` passes by one
-whose `DTYPES`, where it has them, lack the tensors' dtype.
+whose `DTYPES`, where it has them, lack the tensors' dtype. `triton` is refused tensors on the CPU unless
+TRITON_INTERPRET=1 has Triton interpret its kernels; `auto` never takes it there.
 """
 
 from __future__ import annotations
@@ -39,9 +40,21 @@ def missing(name: str) -> str | None:
         return "the compiled module fastmask._cuda was not built into this installation"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
+    if name == "triton" and interpreted():
+        return None
+    if name == "triton" and not torch.cuda.is_available():
+        return "torch sees no CUDA device, and TRITON_INTERPRET=1 (slow, for tests) is not set"
     if _DEVICES[name] == "cuda" and not torch.cuda.is_available():
         return "torch sees no CUDA device"
     return None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, on tensors of any device: how they are tested without a GPU.
+
+    Triton reads the variable when it is imported, so it is set before Python starts.
+    """
+    return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def _missing_engine() -> str | None:
@@ -83,7 +96,8 @@ def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> Modu
     module = _module(op, name) if reason is None else None
     if reason is None and module is None:
         reason = f"it has no {op} yet"
-    if reason is None and _DEVICES.get(name, device) != device:
+    anywhere = name == "triton" and interpreted()
+    if reason is None and not anywhere and _DEVICES.get(name, device) != device:
         reason = f"it works on {_DEVICES[name]} tensors and these are on {device}"
     if module is not None and not _takes(module, dtype):
         computes = ", ".join(str(each).removeprefix("torch.") for each in module.DTYPES)

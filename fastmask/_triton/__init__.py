@@ -1,0 +1,1 @@
+"""What Triton kernels of several ops share, and the proof of what they compile to. Imports nothing itself."""

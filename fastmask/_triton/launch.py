@@ -1,0 +1,18 @@
+"""What launchers share: the device that is current while a kernel starts, and when offsets need 64 bits."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import Tensor
+
+
+def on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make a tensor's device the current one, on whose stream Triton launches."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def wide(numel: int) -> bool:
+    """Whether indices of so many elements, and of one block behind them, need 64 bits."""
+    return numel > 2**31 - 2**20

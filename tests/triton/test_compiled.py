@@ -1,0 +1,75 @@
+"""What the kernels compile to with no GPU: registers, stack, spills, tensor cores, rounding."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from fastmask._triton import aot
+from fastmask._triton.cases import Case, cases
+
+triton = pytest.importorskip("triton", reason="the package triton is not installed")
+tl = triton.language
+
+CASES = cases()
+MACHINES: dict[tuple[str, int], list[aot.Machine]] = {}
+
+
+def machines(case: Case, capability: int) -> list[aot.Machine]:
+    """The kernels of a case, compiled once."""
+    key = (str(case), capability)
+    if key not in MACHINES:
+        launches = aot.launches_of(case)
+        MACHINES[key] = [aot.compiled(launch, capability) for launch in launches]
+    return MACHINES[key]
+
+
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_no_kernel_spills(case: Case, capability: int) -> None:
+    found = machines(case, capability)
+    assert found
+    for machine in found:
+        assert machine.spills == 0 and machine.stack == 0, machine
+        assert 0 < machine.registers < 255, machine.registers
+        # What a block may have without asking for more: 99 KiB fit all of sm_80 to sm_90.
+        assert machine.shared <= 99 * 1024, machine.shared
+
+
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+def test_thresholds_are_never_contracted(capability: int) -> None:
+    for case in CASES:
+        if case.op == "sample_mask":
+            for machine in machines(case, capability):
+                assert not re.search(r"\bfma\.", machine.ptx), case
+                assert re.search(r"\bdiv\.rn\.f32\b", machine.ptx), case
+                assert not re.search(r"\bdiv\.(?:full|approx)", machine.ptx), case
+
+
+@pytest.mark.parametrize("op", ["pack", "unpack", "popcount", "sample_mask"])
+def test_64_bit_offsets_compile(op: str) -> None:
+    case = next(c for c in CASES if c.op == op)
+    for launch in aot.launches_of(case):
+        machine = aot.compiled(aot.widened(launch), 90)
+        assert machine.spills == 0 and machine.stack == 0, machine
+
+
+@triton.jit
+def heavy(x_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, N)
+    x = tl.load(x_ptr + at)
+    # All of x is needed again after its sum: 512 values a thread do not fit in 255 registers.
+    for _ in range(4):
+        x = x * tl.sum(x) + x
+    tl.store(x_ptr + at, x)
+
+
+def test_the_reader_would_notice() -> None:
+    arguments = {"x_ptr": torch.zeros(16), "N": 16384}
+    found = aot.compiled(
+        aot.Launch(heavy, arguments, {"num_warps": 1, "enable_fp_fusion": True}), 80
+    )
+    assert found.spills > 0
+    assert re.search(r"\bfma\.", found.ptx)
