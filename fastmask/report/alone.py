@@ -59,9 +59,12 @@ def mask_alone(rows: Sequence[MaskRow], classes: int, narrow: bool) -> Figure:
         Patch(facecolor=colour, edgecolor=MUTED, linewidth=0.6, label=label)
         for colour, label, _ in _UNDER
     ]
-    handles.append(
-        Line2D([], [], linestyle="none", marker="o", markersize=3.5, color=INK, label="one source")
-    )
+    if len({row.source for row in rows}) > 1:
+        handles.append(
+            Line2D(
+                [], [], linestyle="none", marker="o", markersize=3.5, color=INK, label="one source"
+            )
+        )
     if classes:
         handles.append(
             Line2D(

@@ -206,6 +206,8 @@ def _alone(folder: RunFolder, rows: list[MaskRow]) -> Drawing:
     classes = len(listed) if isinstance(listed, list) else 0
     seeds = len({row.seed for row in rows})
     whiskers = f"; whiskers: ± 1 standard deviation over {seeds} seeds" if seeds > 1 else ""
+    several = len({row.source for row in rows}) > 1
+    bars = "Bars: means over sources" if several else "Bars: the one source"
     return Drawing(
         "mask_alone",
         "What the mask alone knows",
@@ -213,7 +215,7 @@ def _alone(folder: RunFolder, rows: list[MaskRow]) -> Drawing:
         "the others set to 0; and with the free ones alone. A mask that found what the source needs "
         "keeps the second near the first, and takes the third down. A mask that freezes little keeps "
         "little here, and may still do well above: fine-tuning starts from values, not from zeros. "
-        f"Bars: means over sources{whiskers}.",
+        f"{bars}{whiskers}.",
         "Bars of source accuracy under W, under W times the mask and under its inverse, by strategy.",
         lambda narrow: mask_alone(rows, classes, narrow),
         mask_alone_html(rows),
