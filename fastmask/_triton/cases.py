@@ -27,7 +27,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_bits()]
+    return [*_bits(), *_steps()]
 
 
 def _bits() -> Iterator[Case]:
@@ -40,6 +40,21 @@ def _bits() -> Iterator[Case]:
         yield Case("pack", _name(dtype), "pack", (scores, 0.5))
         sampled = (scores, torch.tensor(3), 8, 5)
         yield Case("sample_mask", _name(dtype), "sample_mask", sampled)
+
+
+def _steps() -> Iterator[Case]:
+    n = 4096
+    for dtype in FLOATS:
+        t = [torch.zeros(n, dtype=dtype)]
+        bits, count = [_bytes(n)], [torch.zeros(1)]
+        yield Case("restore_frozen_", _name(dtype), "restore_frozen_", (t, t, bits))
+        numbers = (0.9, 0.1, 0.0, True, False, False)
+        lr = torch.tensor(0.1)
+        yield Case("masked_sgd_", _name(dtype), "masked_sgd_", (t, t, t, bits, lr, *numbers))
+        betas = (0.9, 0.999, 1e-8, 0.1, False)
+        for what, largest in (("", []), ("-amsgrad", t)):
+            lists = (t, t, t, t, largest, count, bits, lr)
+            yield Case("masked_adamw_", _name(dtype) + what, "masked_adamw_", (*lists, *betas))
 
 
 def _bytes(numel: int) -> Tensor:

@@ -16,3 +16,8 @@ def on(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
 def wide(numel: int) -> bool:
     """Whether indices of so many elements, and of one block behind them, need 64 bits."""
     return numel > 2**31 - 2**20
+
+
+def number(scalar: Tensor) -> float | Tensor:
+    """A tensor of one element as a number where it is on the CPU; on a device it stays, unread."""
+    return scalar.item() if scalar.device.type == "cpu" else scalar.reshape(())

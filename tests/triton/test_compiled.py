@@ -7,7 +7,7 @@ import re
 import pytest
 import torch
 
-from fastmask._triton import aot
+from fastmask._triton import aot, launch
 from fastmask._triton.cases import Case, cases
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
@@ -22,7 +22,7 @@ def machines(case: Case, capability: int) -> list[aot.Machine]:
     key = (str(case), capability)
     if key not in MACHINES:
         launches = aot.launches_of(case)
-        MACHINES[key] = [aot.compiled(launch, capability) for launch in launches]
+        MACHINES[key] = [aot.compiled(each, capability) for each in launches]
     return MACHINES[key]
 
 
@@ -48,11 +48,11 @@ def test_thresholds_are_never_contracted(capability: int) -> None:
                 assert not re.search(r"\bdiv\.(?:full|approx)", machine.ptx), case
 
 
-@pytest.mark.parametrize("op", ["pack", "unpack", "popcount", "sample_mask"])
+@pytest.mark.parametrize("op", sorted({case.op for case in CASES}))
 def test_64_bit_offsets_compile(op: str) -> None:
     case = next(c for c in CASES if c.op == op)
-    for launch in aot.launches_of(case):
-        machine = aot.compiled(aot.widened(launch), 90)
+    for each in aot.launches_of(case):
+        machine = aot.compiled(aot.widened(each), 90)
         assert machine.spills == 0 and machine.stack == 0, machine
 
 
@@ -64,6 +64,19 @@ def heavy(x_ptr, N: tl.constexpr):  # type: ignore[no-untyped-def]
     for _ in range(4):
         x = x * tl.sum(x) + x
     tl.store(x_ptr + at, x)
+
+
+@pytest.mark.parametrize("op", ["masked_sgd_", "masked_adamw_"])
+def test_rates_on_the_device_compile(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tensors on the CPU here, which the launchers take for tensors on a device."""
+    case = next(c for c in CASES if c.op == op)
+    by_number = aot.launches_of(case)
+    monkeypatch.setattr(launch, "number", lambda scalar: scalar.reshape(()))
+    for with_numbers, found in zip(by_number, aot.launches_of(case), strict=True):
+        assert found.arguments.keys() == with_numbers.arguments.keys()
+        machine = aot.compiled(found, 90)
+        assert machine.spills == 0 and machine.stack == 0, machine
+        assert machine.ptx != aot.compiled(with_numbers, 90).ptx
 
 
 def test_the_reader_would_notice() -> None:

@@ -137,7 +137,7 @@ def _implementation(
     maximize: bool,
     backend: str,
 ) -> None:
-    module = _backend.resolve("masked_adamw_", backend, params[0].device)
+    module = _backend.resolve("masked_adamw_", backend, params[0].device, params[0].dtype)
     module.masked_adamw_(
         params,
         grads,
