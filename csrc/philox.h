@@ -35,11 +35,8 @@ FASTMASK_HD void philox_advance_key(uint32_t& k0, uint32_t& k1) {
   k1 += 0xBB67AE85u;
 }
 
-// T(l): the contract's sigmoid, one operation after the other, as a 24-bit integer. NaN gives 0.
-FASTMASK_HD uint32_t threshold(float logit) {
-  const float l = logit == logit ? logit : -40.0f;
-  const float magnitude = l < 0.0f ? -l : l;
-  const float a = magnitude > 40.0f ? 40.0f : magnitude;
+// exp(-a) for a in [0, 87], one operation after the other.
+FASTMASK_HD float exp_minus(float a) {
   // a >= 0, so that cutting off is floor.
   const int32_t n = int32_t(FASTMASK_ADD(FASTMASK_MUL(a, 1.44269502162933349609375f), 0.5f));
   const float nf = float(n);
@@ -54,7 +51,15 @@ FASTMASK_HD uint32_t threshold(float logit) {
   const uint32_t exponent = uint32_t(127 - n) << 23;  // 2^-n by its bits
   float power;
   memcpy(&power, &exponent, 4);
-  z = FASTMASK_MUL(z, power);
+  return FASTMASK_MUL(z, power);
+}
+
+// T(l): the contract's sigmoid, one operation after the other, as a 24-bit integer. NaN gives 0.
+FASTMASK_HD uint32_t threshold(float logit) {
+  const float l = logit == logit ? logit : -40.0f;
+  const float magnitude = l < 0.0f ? -l : l;
+  const float a = magnitude > 40.0f ? 40.0f : magnitude;
+  const float z = exp_minus(a);
   const float s = FASTMASK_DIV(l >= 0.0f ? 1.0f : z, FASTMASK_ADD(1.0f, z));
   return uint32_t(int32_t(FASTMASK_MUL(s, 16777216.0f)));
 }

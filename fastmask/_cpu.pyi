@@ -55,3 +55,16 @@ def masked_sgd_(
 ) -> None: ...
 def restore_frozen_(table: int, count: int, size: int, threads: int) -> None: ...
 def topk_mask(scores: int, kind: int, n: int, k: int, bits: int, threads: int) -> None: ...
+def straight_through(
+    g: int,
+    w: int,
+    kind: int,
+    logits: int,
+    seed: int,
+    sample: int,
+    tau: float,
+    n: int,
+    add: int,
+    out: int,
+    threads: int,
+) -> None: ...

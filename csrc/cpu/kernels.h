@@ -32,6 +32,9 @@
   X(masked_linear_grad_input, (const float* grad, const void* w, int64_t kind, const uint8_t* bits,               \
                                const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, float* dx, \
                                float* panels, int64_t threads))                                                   \
+  /* out (n) = g * w * s(1 - s) / tau of the relaxed sample s, its noise drawn again; or plus that */             \
+  X(straight_through, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,           \
+                       uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads))         \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \
   X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
   /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \

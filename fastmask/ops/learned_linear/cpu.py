@@ -1,6 +1,7 @@
-"""The CPU engine's learned_linear: sampled and multiplied by the engine, the straight-through rule in torch.
+"""The CPU engine's learned_linear: drawn, multiplied and taught by the engine.
 
-Weights that are flipped or rescaled are read by the reference: bits alone do not say what they are.
+Weights that are flipped or rescaled are multiplied by the reference: bits alone do not say what they are.
+The gradient that goes through the scale, and that of float64 scores, are the reference's.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmask import _cpu
 from fastmask.ops.learned_linear import reference
 from fastmask.ops.masked_linear import cpu as masked
-from fastmask.ops.masked_linear.reference import linear, linear_grad_input
+from fastmask.ops.masked_linear.reference import linear, linear_grad_input, rows_of
 from fastmask.ops.pack import cpu as packing
 from fastmask.ops.sample_mask import cpu as sampling
 from fastmask.ops.topk_mask import cpu as top
@@ -65,13 +67,51 @@ def learned_linear_grad(
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dx, dL/dW, dL/dscores, dL/dbias; those not asked for are empty."""
-    rest = [False, *output_mask[1:]]
-    found = reference.learned_linear_grad(
+    sampled = method == "gumbel" and output_mask[2] and not rescale
+    sampled = sampled and scores.dtype != torch.float64
+    rest = [False, output_mask[1], output_mask[2] and not sampled, output_mask[3]]
+    dx, dw, dscores, dbias = reference.learned_linear_grad(
         grad, x, weight, scores, active, groups, seed, method, tau, off, rescale, rest
     )
-    if not output_mask[0]:
-        return found
-    if off == "zero" and not rescale:
-        return masked.grad_input(grad, weight, active, groups), *found[1:]
-    w = reference.weights_of(weight, active, off, rescale, grad.dtype)
-    return linear_grad_input(grad, w, groups), *found[1:]
+    if output_mask[0] and off == "zero" and not rescale:
+        dx = masked.grad_input(grad, weight, active, groups)
+    elif output_mask[0]:
+        w = reference.weights_of(weight, active, off, rescale, grad.dtype)
+        dx = linear_grad_input(grad, w, groups)
+    if sampled:
+        assert seed is not None and x is not None
+        # Between on and off lies the weight itself, or twice that.
+        twice = weight if off == "zero" else 2 * weight
+        dscores = _straight_through(grad, x, twice, scores, len(active), groups, seed, tau)
+    return dx, dw, dscores, dbias
+
+
+def _straight_through(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    samples: int,
+    groups: Tensor | None,
+    seed: Tensor,
+    tau: float,
+) -> Tensor:
+    """Sum over samples of G_s W s(1 - s) / tau, the noise of each drawn again from the counter."""
+    weight, logits = weight.contiguous(), scores.float().contiguous()
+    out = torch.empty(logits.shape)
+    for s, rows in enumerate(rows_of(groups, samples, len(x))):
+        g = (grad[rows].float().T @ x[rows].float()).contiguous()
+        _cpu.straight_through(
+            g.data_ptr(),
+            weight.data_ptr(),
+            int(weight.dtype == torch.bfloat16),
+            logits.data_ptr(),
+            int(seed) % 2**64,
+            s,
+            tau,
+            out.numel(),
+            int(s > 0),
+            out.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out.to(scores.dtype)

@@ -1,0 +1,126 @@
+"""The engine's products: each number of rows at which it changes its way, rows off a word, threads, tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastmask import _backend, ops
+from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
+
+if _backend.missing("cpu") is not None:
+    pytest.skip(f"no CPU engine: {_backend.missing('cpu')}", allow_module_level=True)
+
+from fastmask import _cpu
+
+# Dot products up to 8 rows a mask, half a panel, whole panels, more rows than are computed at once.
+ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70, 530)
+# (N, K): rows that start within a byte, within a word, on a word; blocks of outputs and of depth with a rest.
+SHAPES = ((5, 7), (13, 48), (37, 45), (100, 272), (97, 320), (211, 601))
+
+
+@pytest.fixture(params=_cpu.isas(), autouse=True)
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _cpu.isa()
+    _cpu.use(request.param)
+    yield
+    _cpu.use(before)
+
+
+def run(
+    x: Tensor, w: Tensor, active: Tensor, dy: Tensor, groups: Tensor | None = None
+) -> list[Tensor]:
+    """Output, gradient of x, gradient of w."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = ops.masked_linear(x, w, active, groups=groups, backend="cpu")
+    return [y.detach(), *torch.autograd.grad(y, (x, w), dy)]
+
+
+def plain(x: Tensor, w: Tensor, masks: Tensor, dy: Tensor, owner: Tensor) -> list[Tensor]:
+    """The same as one product a mask, in the dtype of x."""
+    x, w = x.clone().requires_grad_(), w.clone().requires_grad_()
+    y = x.new_zeros(len(x), len(w))
+    for s, one in enumerate(masks):
+        rows = torch.nonzero(owner == s).squeeze(1)
+        y = y.index_copy(0, rows, F.linear(x[rows], torch.where(one, w, 0)))
+    return [y.detach(), *torch.autograd.grad(y, (x, w), dy)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_number_of_rows_within_budget(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    n, k = shape
+    w, m = values(n, k, seed=1, dtype=dtype), mask(n, k)
+    active = ops.pack(m).unsqueeze(0)
+    for b in ROWS:
+        x, dy = values(b, k, seed=b, dtype=dtype), values(b, n, seed=2, dtype=dtype)
+        owner = torch.zeros(b, dtype=torch.int64)
+        reference = plain(x, w, m.unsqueeze(0), dy, owner)
+        exact = plain(x.double(), w.double(), m.unsqueeze(0), dy.double(), owner)
+        for got, want, best in zip(run(x, w, active, dy), reference, exact, strict=True):
+            assert_within_budget(got, want, best)
+
+
+@pytest.mark.parametrize("shape", [(37, 45), (100, 272)])
+@pytest.mark.parametrize("rows", [6, 40, 200])
+def test_uneven_tasks_and_one_that_has_no_rows(shape: tuple[int, int], rows: int) -> None:
+    n, k = shape
+    x, w, dy = values(rows, k), values(n, k, seed=1), values(rows, n, seed=2)
+    masks = mask(4, n, k)
+    active = torch.stack([ops.pack(one) for one in masks])
+    owner = torch.arange(rows) * 7 % 11 % 3  # never the fourth
+    reference = plain(x, w, masks, dy, owner)
+    exact = plain(x.double(), w.double(), masks, dy.double(), owner)
+    for got, want, best in zip(run(x, w, active, dy, owner), reference, exact, strict=True):
+        assert_within_budget(got, want, best)
+
+
+@pytest.mark.parametrize("rows", [3, 24, 100])
+def test_no_bit_depends_on_the_threads(rows: int) -> None:
+    n, k, before = 300, 601, torch.get_num_threads()
+    x, w, dy = values(rows, k), values(n, k, seed=1), values(rows, n, seed=2)
+    active, results = ops.pack(mask(n, k)).unsqueeze(0), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            # The gradient of w is torch's own product.
+            results.append(run(x, w, active, dy)[:2])
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            assert_same_bits(got, want)
+
+
+def test_a_row_is_the_same_alone_and_among_few() -> None:
+    x, w, active = values(8, 601), values(37, 601, seed=1), ops.pack(mask(37, 601))
+    together = ops.masked_linear(x, w, active, backend="cpu")
+    for i in range(8):
+        alone = ops.masked_linear(x[i : i + 1], w, active, backend="cpu")
+        assert_same_bits(alone, together[i : i + 1])
+
+
+@pytest.mark.parametrize("rows", [2, 40])
+def test_what_is_masked_out_may_be_anything(rows: int) -> None:
+    n, k = 50, 90
+    x, dy, m = values(rows, k), values(rows, n, seed=2), mask(n, k)
+    w = values(n, k, seed=1)
+    active = ops.pack(m).unsqueeze(0)
+    clean = run(x, torch.where(m, w, 0), active, dy)
+    for bad in (float("nan"), float("inf")):
+        for got, want in zip(run(x, torch.where(m, w, bad), active, dy), clean, strict=True):
+            assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 70])
+def test_under_ones_alone_all_bits_are_torchs(rows: int) -> None:
+    x, w, dy = values(rows, 90), values(50, 90, seed=1), values(rows, 50, seed=2)
+    ones = torch.ones(1, 50, 90, dtype=torch.bool)
+    owner = torch.zeros(rows, dtype=torch.int64)
+    got = run(x, w, ops.pack(ones[0]).unsqueeze(0), dy)
+    for one, other in zip(got, plain(x, w, ones, dy, owner), strict=True):
+        assert_same_bits(one, other)
