@@ -35,6 +35,8 @@
   /* out (n) = g * w * s(1 - s) / tau of the relaxed sample s, its noise drawn again; or plus that */             \
   X(straight_through, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,           \
                        uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads))         \
+  /* out (n) = where(active, w, 0) of 16-bit numbers */                                                            \
+  X(select_halves, (const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads))           \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \
   X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
   /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \

@@ -124,3 +124,16 @@ def test_under_ones_alone_all_bits_are_torchs(rows: int) -> None:
     got = run(x, w, ops.pack(ones[0]).unsqueeze(0), dy)
     for one, other in zip(got, plain(x, w, ones, dy, owner), strict=True):
         assert_same_bits(one, other)
+
+
+def test_halves_in_more_than_one_block() -> None:
+    n, k, rows = 130, 16_401, 20  # 64 rows of w make a block
+    x, w = values(rows, k, dtype=torch.bfloat16), values(n, k, seed=1, dtype=torch.bfloat16)
+    masks, owner = mask(2, n, k), torch.arange(rows) % 2
+    active = torch.stack([ops.pack(one) for one in masks])
+    dy = values(rows, n, seed=2, dtype=torch.bfloat16)
+    got = ops.masked_linear(x, w, active, groups=owner, backend="cpu")
+    reference = plain(x, w, masks, dy, owner)[0]
+    assert_within_budget(
+        got, reference, plain(x.double(), w.double(), masks, dy.double(), owner)[0]
+    )

@@ -20,11 +20,14 @@ PANEL = 64
 
 
 def select(weight: Tensor, active: Tensor) -> Tensor:
-    """float32 weights (S, *W.shape) with masked-out entries exactly 0, whatever they hold."""
+    """Weights (S, *W.shape) with masked-out entries exactly 0, whatever they hold."""
     weight, active = weight.contiguous(), active.contiguous()
-    out = torch.empty((len(active), *weight.shape))
+    out = torch.empty((len(active), *weight.shape), dtype=weight.dtype)
     for bits, one in zip(active, out, strict=True):
-        _add_selected(weight, bits, False, one)
+        if weight.dtype == torch.float32:
+            _add_selected(weight, bits, False, one)
+        else:
+            _select_halves(weight, bits.data_ptr(), one)
     return out
 
 
@@ -35,6 +38,8 @@ def masked_linear(
     weight, active = weight.contiguous(), active.contiguous()
     if _all_ones(active, weight):
         return F.linear(x, weight, bias)
+    if _left_to_torch(x, active):
+        return _in_blocks(x, weight, active, bias, groups)
     rows, starts, order = _by_mask(x, groups, len(active))
     y = torch.empty(len(rows), len(weight))
     bias = None if bias is None else bias.float().contiguous()
@@ -62,6 +67,8 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
     weight, active = weight.contiguous(), active.contiguous()
     if _all_ones(active, weight):
         return grad @ weight
+    if _left_to_torch(grad, active):
+        return reference.linear_grad_input(grad, select(weight, active), groups)
     rows, starts, order = _by_mask(grad, groups, len(active))
     dx = torch.empty(len(rows), weight.shape[1])
     panels = _panels(rows, len(active))
@@ -108,6 +115,36 @@ def _all_ones(active: Tensor, weight: Tensor) -> bool:
     found = torch.empty((), dtype=torch.int64)
     _cpu.all_ones(active.data_ptr(), len(active), weight.numel(), found.data_ptr())
     return bool(found.item())
+
+
+def _left_to_torch(x: Tensor, active: Tensor) -> bool:
+    """Many rows in bfloat16: torch's product has instructions for it, which these kernels lack."""
+    return x.dtype == torch.bfloat16 and len(x) > FEW * len(active)
+
+
+def _in_blocks(
+    x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, groups: Tensor | None
+) -> Tensor:
+    """torch's product with one block of masked rows of W after the other, in scratch that stays in cache."""
+    n, k = weight.shape
+    block = 64 * max(1, 2**20 // (64 * max(k, 1)))  # 64 rows begin on a word of the mask
+    out, scratch = x.new_empty(len(x), n), weight.new_empty(min(block, n), k)
+    parts = reference.rows_of(groups, len(active), len(x))
+    for begin in range(0, n, block):
+        here = slice(begin, begin + block)
+        part = weight[here]
+        for bits, rows in zip(active, parts, strict=True):
+            chosen = scratch[: len(part)]
+            _select_halves(part, bits.data_ptr() + begin * k // 8, chosen)
+            out[rows, here] = F.linear(x[rows], chosen, None if bias is None else bias[here])
+    return out
+
+
+def _select_halves(weight: Tensor, bits: int, out: Tensor) -> None:
+    """Write where(bits, weight, 0) of 16-bit numbers into `out`, the bits lying at an address."""
+    _cpu.select_halves(
+        weight.data_ptr(), bits, out.numel(), out.data_ptr(), torch.get_num_threads()
+    )
 
 
 def _by_mask(
