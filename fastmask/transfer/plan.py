@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from fastmask.report import Row
 from fastmask.transfer import variations
 from fastmask.transfer.config import Config
 
@@ -58,6 +60,17 @@ def plan(config: Config, domains: tuple[str, ...]) -> tuple[Group, ...]:
         Group(target, seed, tuple(found))
         for (target, seed), found in groupby(runs, key=lambda run: (run.target, run.seed))
     )
+
+
+def count(groups: Sequence[Group]) -> int:
+    """How many runs there are."""
+    return sum(len(group.runs) for group in groups)
+
+
+def in_plan(rows: Sequence[Row], groups: Sequence[Group]) -> tuple[Row, ...]:
+    """Rows in the order of the plan, whenever they were finished."""
+    place = {run.key: i for i, run in enumerate(run for group in groups for run in group.runs)}
+    return tuple(sorted(rows, key=lambda row: place[row.key]))
 
 
 def variants(config: Config) -> tuple[tuple[str, str, str], ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import fcntl
 import importlib.metadata
@@ -12,7 +13,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple
 from pathlib import Path
 from typing import Any, TextIO, cast
@@ -127,6 +128,35 @@ class Recorder:
         self.masks = read_mask_rows(self.folder / "masks.csv")
         (self.folder / "masks").mkdir(exist_ok=True)
         self.metric("resumed", runs=len(self.rows))
+
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Give the folder back where what a sweep needs turns out to be unusable."""
+        try:
+            yield
+        except BaseException:
+            self.discard()
+            raise
+
+    @contextlib.contextmanager
+    def running(self, planned: int) -> Iterator[None]:
+        """Say how a sweep of `planned` runs ended, and close the files.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C; says what is kept.
+        """
+        try:
+            yield
+            self.metric("finished", runs=len(self.rows))
+        except KeyboardInterrupt:
+            self.metric("interrupted", runs=len(self.rows))
+            kept = f"{len(self.rows)} of {planned} runs are kept in {self.folder}"
+            raise KeyboardInterrupt(kept) from None
+        except Exception as error:
+            self.metric("failed", error=f"{type(error).__name__}: {error}", runs=len(self.rows))
+            raise
+        finally:
+            self.close()
 
     def environment(self, said: Mapping[str, Any]) -> None:
         """Write environment.json; of a sweep that goes on, see that what it rests on is the same.

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from fastmask import backbones, data
+from fastmask import data
 from fastmask.data import Features
 from fastmask.report import Row
-from fastmask.transfer import network
+from fastmask.transfer import inputs, network
 from fastmask.transfer.config import Config
-from fastmask.transfer.domains import Domain, prepare
-from fastmask.transfer.plan import Group, plan
+from fastmask.transfer.domains import prepare
+from fastmask.transfer.plan import count, in_plan, plan
 from fastmask.transfer.records import Recorder, describe
 from fastmask.transfer.stages import fine_tune, learn
 from fastmask.transfer.workers import one_thread
@@ -70,49 +67,28 @@ def run(
         an order that does, to the last bits of a float32.
     Source: arXiv 2308.13957, 3 to 6.
     """
-    device = _device(config.device)
+    device = inputs.device_of(config.device)
     if config.layers:
         _no_features(features)
         return Result(*network.run(config, progress, resume), config)
     recorder = Recorder(config, resume)
-    try:
+    with recorder.preparing():
         features, classes, of_data = _features(config, features, classes, progress)
         domains = prepare(features, classes, config.holdout > 0, device)
         groups = plan(config, tuple(domains))
-        _check_samples(config, domains, groups)
-        planned = sum(len(group.runs) for group in groups)
-        recorder.environment(describe(config, domains, classes, planned, of_data))
-    except BaseException:
-        recorder.discard()
-        raise
-    try:
-        with one_thread() as workers:
-            if device.type != "cpu":
-                workers = 1
-            learned = learn(config, domains, classes, groups, recorder, workers, progress)
-            fine_tune(config, domains, groups, learned, recorder, workers, progress)
-        recorder.metric("finished", runs=len(recorder.rows))
-    except KeyboardInterrupt:
-        kept = f"{len(recorder.rows)} of {planned} runs are kept in {recorder.folder}"
-        recorder.metric("interrupted", runs=len(recorder.rows))
-        raise KeyboardInterrupt(kept) from None
-    except Exception as error:
-        recorder.metric("failed", error=f"{type(error).__name__}: {error}", runs=len(recorder.rows))
-        raise
-    finally:
-        recorder.close()
-    return Result(_in_order(recorder.rows, groups), recorder.folder, config)
+        inputs.check_samples(config, domains, groups)
+        recorder.environment(describe(config, domains, classes, count(groups), of_data))
+    with recorder.running(count(groups)), one_thread() as workers:
+        if device.type != "cpu":
+            workers = 1
+        learned = learn(config, domains, classes, groups, recorder, workers, progress)
+        fine_tune(config, domains, groups, learned, recorder, workers, progress)
+    return Result(in_plan(recorder.rows, groups), recorder.folder, config)
 
 
 def _no_features(features: Mapping[str, Features] | None) -> None:
     if features is not None:
         raise ValueError("features: expected none with layers, whose training needs the pictures")
-
-
-def _in_order(rows: Sequence[Row], groups: tuple[Group, ...]) -> tuple[Row, ...]:
-    """Rows in the order of the plan, whenever they were finished."""
-    place = {run.key: i for i, run in enumerate(run for group in groups for run in group.runs)}
-    return tuple(sorted(rows, key=lambda row: place[row.key]))
 
 
 def _features(
@@ -126,17 +102,14 @@ def _features(
         if classes is None:
             most = max((int(f.y.max()) for f in features.values() if len(f.y)), default=-1)
             classes = tuple(str(i) for i in range(most + 1))
-        said = {"data": "features given in memory", "data_fingerprint": _fingerprint(features)}
+        said = {
+            "data": "features given in memory",
+            "data_fingerprint": inputs.fingerprint(features),
+        }
         return features, classes, said
     if classes is not None:
         raise ValueError("classes: they go with features; data has names of its own")
-    domains = data.load(
-        config.data, test_fraction=config.test_fraction, splits=config.splits, progress=progress
-    )
-    config.pairs(domains.domains)
-    backbone = backbones.load(
-        config.backbone_name, config.weights, config.device, cache=config.cache, progress=progress
-    )
+    domains, backbone, said = inputs.load(config, progress)
     found = data.extract(
         domains,
         backbone,
@@ -145,42 +118,4 @@ def _features(
         holdout=config.holdout,
         progress=progress,
     )
-    said = {
-        "data": domains.name,
-        "data_fingerprint": domains.fingerprint,
-        "backbone": backbone.name,
-        "backbone_weights": backbone.weights,
-        "backbone_fingerprint": backbone.fingerprint,
-    }
     return found, domains.classes, said
-
-
-def _fingerprint(features: Mapping[str, Features]) -> str:
-    digest = hashlib.sha256()
-    for name, given in features.items():
-        digest.update(f"{name}\0{tuple(given.x.shape)}\0".encode())
-        for tensor in (given.x, given.y, given.train, given.test, given.val):
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _check_samples(
-    config: Config, domains: Mapping[str, Domain], groups: tuple[Group, ...]
-) -> None:
-    if not {"binary", "kl"} & set(config.strategies):
-        return
-    for name in dict.fromkeys(run.source for group in groups for run in group.runs):
-        if (n := len(domains[name].train.y)) < config.samples:
-            raise ValueError(
-                f"samples: expected at most the {n} training rows of {name}, got {config.samples}"
-            )
-
-
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        raise ValueError(f"device: expected one that works here, got {name!r} ({why})") from error
-    return device

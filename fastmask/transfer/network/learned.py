@@ -21,7 +21,7 @@ from fastmask.transfer.network.found import FoundMasks
 from fastmask.transfer.network.model import Network, batched
 from fastmask.transfer.network.source import Source
 from fastmask.transfer.source import finite
-from fastmask.transfer.strategies.binary import _regularise, result
+from fastmask.transfer.strategies.binary import regularise, result
 from fastmask.transfer.strategies.found import RunningMean
 
 
@@ -88,7 +88,7 @@ def find(config: Config, strategy: str, base: Network, source: Source, part: Par
         loss.backward()
         for name, own in logits.items():
             assert own.grad is not None
-            _regularise(own.grad, own.detach(), config, scales[name])
+            regularise(own.grad, own.detach(), config, scales[name])
         _clip(logits, config.mask_clip, run, step)
         optimizer.step()
         with torch.no_grad():

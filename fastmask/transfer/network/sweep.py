@@ -11,12 +11,10 @@ from typing import Any
 
 import torch
 
-from fastmask import backbones, data
 from fastmask.backbones import Backbone
-from fastmask.data import DomainSet
 from fastmask.report import Row
 from fastmask.report.mask_rows import MaskRow
-from fastmask.transfer import mask_files
+from fastmask.transfer import inputs, mask_files
 from fastmask.transfer.batches import generator
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain
@@ -28,7 +26,7 @@ from fastmask.transfer.network import target as stage_3
 from fastmask.transfer.network.found import FoundMasks
 from fastmask.transfer.network.model import Network, accuracy, choose
 from fastmask.transfer.network.source import Source
-from fastmask.transfer.plan import Group, Run, plan, variants
+from fastmask.transfer.plan import Group, Run, count, in_plan, plan, variants
 from fastmask.transfer.records import Recorder, describe
 from fastmask.transfer.workers import in_order, one_thread
 
@@ -79,58 +77,21 @@ def run(
     """
     recorder = Recorder(config, resume)
     with one_thread() as workers:
-        try:
-            domains, backbone = _load(config, progress)
+        with recorder.preparing():
+            domains, backbone, of_data = inputs.load(config, progress)
             base, said = _network(config, backbone, len(domains.classes))
             parts = pictures.load(config, domains, backbone.transform, base.hold, progress)
             groups = plan(config, domains.domains)
-            _check_samples(config, parts, groups)
-            planned = sum(len(group.runs) for group in groups)
-            plain = describe(config, parts, domains.classes, planned, _of_data(domains, backbone))
+            inputs.check_samples(config, parts, groups)
+            plain = describe(config, parts, domains.classes, count(groups), of_data)
             recorder.environment({**plain, **said})
-        except BaseException:
-            recorder.discard()
-            raise
         study = _Study(config, base, parts)
         if backbone.device.type != "cpu":
             workers = 1
-        try:
+        with recorder.running(count(groups)):
             learned = _learn(study, domains.classes, groups, recorder, workers, progress)
             _fine_tune(study, groups, learned, recorder, workers, progress)
-            recorder.metric("finished", runs=len(recorder.rows))
-        except KeyboardInterrupt:
-            kept = f"{len(recorder.rows)} of {planned} runs are kept in {recorder.folder}"
-            recorder.metric("interrupted", runs=len(recorder.rows))
-            raise KeyboardInterrupt(kept) from None
-        except Exception as error:
-            why = f"{type(error).__name__}: {error}"
-            recorder.metric("failed", error=why, runs=len(recorder.rows))
-            raise
-        finally:
-            recorder.close()
-    place = {run.key: i for i, run in enumerate(run for group in groups for run in group.runs)}
-    return tuple(sorted(recorder.rows, key=lambda row: place[row.key])), recorder.folder
-
-
-def _load(config: Config, progress: Progress | None) -> tuple[DomainSet, Backbone]:
-    domains = data.load(
-        config.data, test_fraction=config.test_fraction, splits=config.splits, progress=progress
-    )
-    config.pairs(domains.domains)
-    backbone = backbones.load(
-        config.backbone_name, config.weights, config.device, cache=config.cache, progress=progress
-    )
-    return domains, backbone
-
-
-def _of_data(domains: DomainSet, backbone: Backbone) -> dict[str, str]:
-    return {
-        "data": domains.name,
-        "data_fingerprint": domains.fingerprint,
-        "backbone": backbone.name,
-        "backbone_weights": backbone.weights,
-        "backbone_fingerprint": backbone.fingerprint,
-    }
+    return in_plan(recorder.rows, groups), recorder.folder
 
 
 def _network(config: Config, backbone: Backbone, classes: int) -> tuple[Network, dict[str, Any]]:
@@ -294,16 +255,6 @@ def _one(study: _Study, learned: _Learned, run: Run) -> tuple[Row, float]:
         run.setting,
     )
     return row, loss
-
-
-def _check_samples(config: Config, parts: Mapping[str, Domain], groups: tuple[Group, ...]) -> None:
-    if not {"binary", "kl"} & set(config.strategies):
-        return
-    for name in dict.fromkeys(run.source for group in groups for run in group.runs):
-        if (n := len(parts[name].train.y)) < config.samples:
-            raise ValueError(
-                f"samples: expected at most the {n} training rows of {name}, got {config.samples}"
-            )
 
 
 def _say(progress: Progress | None, label: str, done: int, total: int) -> None:

@@ -85,7 +85,7 @@ def learn(strategy: str, config: Config, source: Source, part: Part, loss_of: Lo
         losses.append(finite(loss, run, step))
         loss.backward()
         assert logits.grad is not None
-        _regularise(logits.grad, logits.detach(), config, scale)
+        regularise(logits.grad, logits.detach(), config, scale)
         _clip(logits.grad, config.mask_clip, run, step)
         optimizer.step()
         with torch.no_grad():
@@ -118,7 +118,7 @@ def result(config: Config, run: str, logits: Tensor, loss: float, scale: float |
     return Found(_frozen(logits, config, run, notes["share_at_clamp"]), logits, notes)
 
 
-def _regularise(grad: Tensor, logits: Tensor, config: Config, scale: RunningMean) -> None:
+def regularise(grad: Tensor, logits: Tensor, config: Config, scale: RunningMean) -> None:
     """Add the regulariser's gradient to that of the cross-entropy."""
     unit = 1.0 if config.beta_unit == "absolute" else scale(float(grad.abs().mean()))
     if config.reg == "logit":
