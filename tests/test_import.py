@@ -23,7 +23,8 @@ sys.meta_path.insert(0, Block())
 for name in [n for n in sys.modules if any(n == b or n.startswith(b + ".") for b in blocked)]:
     del sys.modules[name]
 import fastmask
-from fastmask import ops
+from fastmask import _backend, ops
+assert "fastmask._cpu is not in this installation" in _backend.missing("cpu")
 from fastmask.errors import MissingPackage, require
 bits = ops.sample_mask(torch.zeros(37, 45), seed=1)
 x = torch.randn(3, 45)

@@ -90,7 +90,9 @@ def test_it_is_masked_linear_stored_small() -> None:
     w, x = values(37, 45, seed=1), values(6, 45)
     active = ops.pack(mask(37, 45, density=0.2))
     kept = ops.compress(w, active)
-    assert_same_bits(ops.compressed_linear(x, kept, active, 37), ops.masked_linear(x, w, active))
+    got = ops.compressed_linear(x, kept, active, 37)
+    want = ops.masked_linear(x, w, active, backend="reference")
+    assert_within_budget(got, want, ops.masked_linear(x.double(), w.double(), active))
     assert kept.nbytes + active.nbytes < 0.25 * w.nbytes
 
 
