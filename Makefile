@@ -39,7 +39,7 @@ sanitize: $(VENV)/.installed-dev ## build the CPU engine with ASan and UBSan, ru
 	FASTMASK_CXXFLAGS="$(SANITIZERS)" $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/sanitized .
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
-	$(RUN)/pytest -q -p no:cacheprovider -k "not compile and not opcheck" $(ENGINE_TESTS)
+	$(RUN)/pytest -q -p no:cacheprovider -k "cpu- and not compile and not opcheck" $(ENGINE_TESTS)
 
 lint: $(VENV)/.installed-dev ## ruff check, ruff format --check, mypy
 	$(RUN)/ruff check .
