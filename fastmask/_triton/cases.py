@@ -27,7 +27,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_bits(), *_steps()]
+    return [*_bits(), *_steps(), *_linear()]
 
 
 def _bits() -> Iterator[Case]:
@@ -55,6 +55,38 @@ def _steps() -> Iterator[Case]:
         for what, largest in (("", []), ("-amsgrad", t)):
             lists = (t, t, t, t, largest, count, bits, lr)
             yield Case("masked_adamw_", _name(dtype) + what, "masked_adamw_", (*lists, *betas))
+
+
+def _linear() -> Iterator[Case]:
+    N, K = 4096, 4096
+    bits = _bytes(N * K).unsqueeze(0)
+    odd = _bytes(256 * 256).unsqueeze(0)[:, : 255 * 32]
+    for dtype in FLOATS:
+        w, b = torch.zeros(N, K, dtype=dtype), torch.zeros(N, dtype=dtype)
+        for B in (1, 4, 64, 1024):
+            x = torch.zeros(B, K, dtype=dtype)
+            what = f"{_name(dtype)}-B{B}"
+            yield Case("masked_linear", what, "masked_linear", (x, w, bits, b, None))
+            if B == 1024:
+                yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, bits, None))
+                yield Case("masked_linear", f"{what}-dw", "grad_weight", (x, x, bits, None))
+        if dtype == torch.float16:
+            # What follows differs from bfloat16 in nothing but the conversion.
+            continue
+        groups = torch.arange(64) % 4
+        four = bits.expand(4, -1)
+        x = torch.zeros(64, K, dtype=dtype)
+        what = f"{_name(dtype)}-groups"
+        yield Case("masked_linear", what, "masked_linear", (x, w, four, b, groups))
+        yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, four, groups))
+        yield Case("masked_linear", f"{what}-dw", "grad_weight", (x, x, four, groups))
+        # Rows of 255 do not start on a byte.
+        x, w, b = (torch.zeros(n, dtype=dtype) for n in ((64, 255), (256, 255), (256,)))
+        what, grad = f"{_name(dtype)}-odd", torch.zeros(64, 256, dtype=dtype)
+        yield Case("masked_linear", what, "masked_linear", (x, w, odd, b, None))
+        yield Case("masked_linear", f"{what}-B1", "masked_linear", (x[:1], w, odd, b, None))
+        yield Case("masked_linear", f"{what}-dx", "grad_input", (grad, w, odd, None))
+        yield Case("masked_linear", f"{what}-dw", "grad_weight", (grad, x, odd, None))
 
 
 def _bytes(numel: int) -> Tensor:

@@ -33,9 +33,37 @@ def test_no_kernel_spills(case: Case, capability: int) -> None:
     assert found
     for machine in found:
         assert machine.spills == 0 and machine.stack == 0, machine
-        assert 0 < machine.registers < 255, machine.registers
+        assert 0 < machine.registers <= 255, machine.registers
         # What a block may have without asking for more: 99 KiB fit all of sm_80 to sm_90.
         assert machine.shared <= 99 * 1024, machine.shared
+
+
+def test_tensor_cores_multiply() -> None:
+    """Every product of 16-bit tiles uses them; a forward on sm_90 reads the masked tile from registers."""
+    from_registers = re.compile(r"\bHGMMA\.\S+ R\d+, R\d+, gdesc")
+    kernels = set()
+    for case in CASES:
+        if case.op != "masked_linear" or case.what.startswith("float32"):
+            continue
+        for capability in aot.CAPABILITIES:
+            for machine in machines(case, capability):
+                kernels.add(machine.kernel)
+                if machine.kernel in ("_forward", "_grad_input", "_grad_weight"):
+                    assert machine.tensor_core, (case, capability)
+                if machine.kernel == "_forward" and capability == 90:
+                    assert from_registers.search(machine.sass), case
+    assert kernels == {"_few", "_forward", "_add", "_grad_input", "_grad_weight"}
+
+
+@pytest.mark.parametrize("precision", ["highest", "high"])
+def test_tf32_only_where_torch_allows_it(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = next(c for c in CASES if str(c) == "masked_linear-float32-B64")
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
+    for each in aot.launches_of(case):
+        machine = aot.compiled(each, 90)
+        assert machine.spills == 0, machine
+        if machine.kernel == "_forward":
+            assert any("TF32" in name for name in machine.tensor_core) == (precision == "high")
 
 
 @pytest.mark.parametrize("capability", aot.CAPABILITIES)
