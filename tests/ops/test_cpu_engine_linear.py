@@ -137,3 +137,41 @@ def test_halves_in_more_than_one_block() -> None:
     assert_within_budget(
         got, reference, plain(x.double(), w.double(), masks, dy.double(), owner)[0]
     )
+
+
+def test_defaults_of_torch_do_not_reach_it() -> None:
+    x, w, m = values(9, 45), values(37, 45, seed=1), mask(37, 45)
+    scores, active, dy = (
+        values(37, 45, seed=2).requires_grad_(),
+        ops.pack(m).unsqueeze(0),
+        values(9, 37),
+    )
+    calls = (
+        lambda: run(x, w, active, dy),
+        lambda: torch.autograd.grad(
+            ops.learned_linear(x, w, scores, seed=3, backend="cpu"), scores, dy
+        ),
+        lambda: [ops.pack(w, 0.1, backend="cpu"), ops.topk_mask(w, 0.3, backend="cpu")],
+    )
+    for call in calls:
+        want = call()
+        torch.set_default_dtype(torch.float64)
+        try:
+            got = call()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        for one, other in zip(got, want, strict=True):
+            assert_same_bits(one, other)
+
+
+def test_scores_learn_under_autocast_as_without() -> None:
+    x, w, scores = values(6, 45), values(37, 45, seed=1), values(37, 45, seed=2).requires_grad_()
+    dy = values(6, 37, seed=3, dtype=torch.bfloat16)
+    low = [t.to(torch.bfloat16) for t in (x, w)]
+    (want,) = torch.autograd.grad(
+        ops.learned_linear(*low, scores, seed=3, backend="cpu"), scores, dy
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = ops.learned_linear(x, w, scores, seed=3, backend="cpu")
+        (got,) = torch.autograd.grad(y, scores, dy)
+    assert_same_bits(got, want)

@@ -98,9 +98,11 @@ def _straight_through(
 ) -> Tensor:
     """Sum over samples of G_s W s(1 - s) / tau, the noise of each drawn again from the counter."""
     weight, logits = weight.contiguous(), scores.float().contiguous()
-    out = torch.empty(logits.shape)
+    out = logits.new_empty(logits.shape)
     for s, rows in enumerate(rows_of(groups, samples, len(x))):
-        g = (grad[rows].float().T @ x[rows].float()).contiguous()
+        # Autocast reaches into the backward, where sums stay in float32.
+        with torch.autocast("cpu", enabled=False):
+            g = (grad[rows].float().T @ x[rows].float()).contiguous()
         _cpu.straight_through(
             g.data_ptr(),
             weight.data_ptr(),

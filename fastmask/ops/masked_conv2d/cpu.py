@@ -61,7 +61,7 @@ def grad_weight(
     dense = conv2d_grad_weights(
         grad, x, len(active), weight_size, stride, padding, dilation, groups
     )
-    out, active = torch.empty(weight_size), active.contiguous()
+    out, active = dense.new_empty(weight_size), active.contiguous()
     for s, (bits, one) in enumerate(zip(active, dense, strict=True)):
         _cpu.add_selected(
             one.data_ptr(),

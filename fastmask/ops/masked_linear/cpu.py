@@ -22,7 +22,7 @@ PANEL = 64
 def select(weight: Tensor, active: Tensor) -> Tensor:
     """Weights (S, *W.shape) with masked-out entries exactly 0, whatever they hold."""
     weight, active = weight.contiguous(), active.contiguous()
-    out = torch.empty((len(active), *weight.shape), dtype=weight.dtype)
+    out = weight.new_empty((len(active), *weight.shape))
     for bits, one in zip(active, out, strict=True):
         if weight.dtype == torch.float32:
             _add_selected(weight, bits, False, one)
@@ -41,7 +41,7 @@ def masked_linear(
     if _left_to_torch(x, active):
         return _in_blocks(x, weight, active, bias, groups)
     rows, starts, order = _by_mask(x, groups, len(active))
-    y = torch.empty(len(rows), len(weight))
+    y = rows.new_empty(len(rows), len(weight))
     bias = None if bias is None else bias.float().contiguous()
     panels = _panels(rows, len(active))
     _cpu.masked_linear(
@@ -70,7 +70,7 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
     if _left_to_torch(grad, active):
         return reference.linear_grad_input(grad, select(weight, active), groups)
     rows, starts, order = _by_mask(grad, groups, len(active))
-    dx = torch.empty(len(rows), weight.shape[1])
+    dx = rows.new_empty(len(rows), weight.shape[1])
     panels = _panels(rows, len(active))
     _cpu.masked_linear_grad_input(
         rows.data_ptr(),
@@ -92,7 +92,7 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
 def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) -> Tensor:
     """dL/dW = sum over masks of where(active_s, dY_s^T X_s, 0): torch's product, selected in one pass."""
     active = active.contiguous()
-    out = torch.empty(grad.shape[1], x.shape[1])
+    out = grad.new_empty((grad.shape[1], x.shape[1]), dtype=torch.float32)
     for s, rows in enumerate(reference.rows_of(groups, len(active), len(x))):
         _add_selected((grad[rows].T @ x[rows]).float().contiguous(), active[s], s > 0, out)
     return out.to(grad.dtype)
@@ -112,7 +112,7 @@ def _add_selected(dense: Tensor, bits: Tensor, add: bool, out: Tensor) -> None:
 
 def _all_ones(active: Tensor, weight: Tensor) -> bool:
     """Whether nothing is masked: found at the first word where something is."""
-    found = torch.empty((), dtype=torch.int64)
+    found = active.new_empty((), dtype=torch.int64)
     _cpu.all_ones(active.data_ptr(), len(active), weight.numel(), found.data_ptr())
     return bool(found.item())
 
@@ -154,7 +154,7 @@ def _by_mask(
     if groups is None:
         return x.float().contiguous(), None, None
     order = torch.argsort(groups, stable=True)
-    starts = torch.zeros(samples + 1, dtype=torch.int64)
+    starts = groups.new_zeros(samples + 1)
     starts[1:] = torch.bincount(groups, minlength=samples).cumsum(0)
     return x[order].float(), starts, order
 
@@ -162,14 +162,14 @@ def _by_mask(
 def _in_order(rows: Tensor, order: Tensor | None, dtype: torch.dtype) -> Tensor:
     if order is None:
         return rows.to(dtype)
-    return torch.empty(rows.shape, dtype=dtype).index_copy_(0, order, rows.to(dtype))
+    return rows.new_empty(rows.shape, dtype=dtype).index_copy_(0, order, rows.to(dtype))
 
 
 def _panels(rows: Tensor, samples: int) -> Tensor | None:
     """Scratch for the transposed rows of each mask; None for few rows, which need none."""
     if len(rows) <= FEW * samples:
         return None
-    return torch.empty((len(rows) + samples * (PANEL - 1)) * rows.shape[1])
+    return rows.new_empty((len(rows) + samples * (PANEL - 1)) * rows.shape[1])
 
 
 def _kind(tensor: Tensor) -> int:

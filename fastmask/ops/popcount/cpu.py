@@ -11,7 +11,7 @@ from fastmask import _cpu
 def popcount(bits: Tensor) -> Tensor:
     """Ones of each packed mask (..., bytes), int64 (...)."""
     bits = bits.contiguous()
-    ones = torch.empty(bits.shape[:-1], dtype=torch.int64)
+    ones = bits.new_empty(bits.shape[:-1], dtype=torch.int64)
     threads = torch.get_num_threads()
     _cpu.popcount(bits.data_ptr(), ones.numel(), bits.shape[-1], ones.data_ptr(), threads)
     return ones

@@ -15,7 +15,7 @@ def sample_mask(logits: Tensor, seed: Tensor, samples: int, stream: int) -> Tens
     """Sampled masks as packed bits (samples, bytes)."""
     logits = logits.contiguous()
     n = logits.numel()
-    bits = torch.empty((samples, packed_bytes(n)), dtype=torch.uint8)
+    bits = logits.new_empty((samples, packed_bytes(n)), dtype=torch.uint8)
     kind, key = int(logits.dtype == torch.bfloat16), int(seed) % 2**64
     _cpu.sample_mask(
         logits.data_ptr(), kind, n, key, samples, stream, bits.data_ptr(), torch.get_num_threads()

@@ -16,7 +16,7 @@ def topk_mask(scores: Tensor, density: float) -> Tensor:
     """Packed bits (bytes,) of the k largest scores; NaN ranks with -inf."""
     scores = scores.contiguous()
     n = scores.numel()
-    bits = torch.empty(packed_bytes(n), dtype=torch.uint8)
+    bits = scores.new_empty(packed_bytes(n), dtype=torch.uint8)
     _cpu.topk_mask(
         scores.data_ptr(),
         int(scores.dtype == torch.bfloat16),
