@@ -56,7 +56,8 @@ def masked_adamw_(
         BackendUnavailable: the back end named cannot run.
 
     Gradients: none; params may require grad.
-    Deterministic: yes; free entries have the bits of torch.optim.AdamW's for-loop.
+    Deterministic: yes; free entries have the bits of torch.optim.AdamW's for-loop on the back end
+        `reference`, and agree within the error budget on `triton`.
     Source: arXiv 1711.05101 (AdamW); arXiv 1904.09237 (amsgrad); torch.optim.AdamW.
     """
     _lists.updated(params)

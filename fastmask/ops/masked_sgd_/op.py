@@ -51,7 +51,8 @@ def masked_sgd_(
         BackendUnavailable: the back end named cannot run.
 
     Gradients: none; params may require grad.
-    Deterministic: yes; free entries have the bits of torch.optim.SGD's for-loop.
+    Deterministic: yes; free entries have the bits of torch.optim.SGD's for-loop on the back ends
+        `reference` and `cpu`, and agree within the error budget on `triton`.
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
     """
     _lists.updated(params)
