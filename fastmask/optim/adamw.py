@@ -22,10 +22,10 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
     moments reach them, and their moments stay 0. With nothing frozen parameters and state have, on the
     CPU, the bits of torch's for-loop. `foreach` and `fused` change no number: there is one pass over
     weight, gradient, moments and bits; `fused` and `capturable` keep the step count on the parameter's
-    device, where it is not read. State dicts are torch's, both ways; masks do not travel in them: to resume, construct with
-    the same `frozen`. Copies and pickles keep their masks. GradScaler unscales and skips steps as for an
-    optimizer that is not fused. An entry that is freed late meets a count of steps it took no part in,
-    so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)` times lr.
+    device, where it is not read. State dicts are torch's, both ways; masks do not travel in them: to
+    resume, construct with the same `frozen`. Copies and pickles keep their masks. GradScaler unscales
+    and skips steps as for an optimizer that is not fused. An entry that is freed late meets a count of
+    steps it took no part in, so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)` times lr.
 
     With `compact` the moments of a parameter that has frozen entries are 1-D, of its free entries in
     logical order: a tenth of the bytes at 90 % frozen (12.8 MiB for 128 of 16.8 M float32 entries), a

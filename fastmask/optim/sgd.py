@@ -19,11 +19,11 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
     """Step as torch.optim.SGD, `theta -= lr * d`, on free entries; frozen ones keep their bits.
 
     Frozen entries cannot move by construction: neither gradients (NaN included) nor weight decay nor
-    momentum reach them, and their momentum stays 0. With nothing frozen parameters and state have, on the
-    CPU, the bits of torch's for-loop. `foreach` and `fused` are accepted and change nothing: there is
-    one pass over weight, gradient, momentum and bits. State dicts are torch's, both ways; masks do not
-    travel in them: to resume, construct with the same `frozen`. Copies and pickles keep their masks. GradScaler
-    unscales and skips steps as for an optimizer that is not fused.
+    momentum reach them, and their momentum stays 0. With nothing frozen parameters and state have, on
+    the CPU, the bits of torch's for-loop. `foreach` and `fused` are accepted and change nothing: there
+    is one pass over weight, gradient, momentum and bits. State dicts are torch's, both ways; masks do
+    not travel in them: to resume, construct with the same `frozen`. Copies and pickles keep their
+    masks. GradScaler unscales and skips steps as for an optimizer that is not fused.
 
     With `compact` the momentum of a parameter that has frozen entries is 1-D, of its free entries in
     logical order: a tenth of the bytes at 90 % frozen, none for a parameter all frozen; without a frozen
