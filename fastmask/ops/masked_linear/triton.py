@@ -261,12 +261,13 @@ def _blocks(per: int, dtype: torch.dtype, K: int) -> tuple[int, int, int, int]:
     """Rows of x, outputs and terms of a tile, and its warps.
 
     Tiles are smaller in float32, and where bits do not start on a byte: gathered, they take registers.
+    With 4 warps a few of those spill there in Triton 3.6.
     """
     small = dtype == torch.float32 or K % 8 != 0
     most = 64 if small else 128
     rows = min(most, max(16, triton.next_power_of_2(per)))
     terms = 16 if dtype == torch.float32 else most // 2
-    warps = 8 if dtype != torch.float32 and (small or rows == most) else 4
+    warps = 8 if K % 8 != 0 or (dtype != torch.float32 and rows == most) else 4
     return rows, most, terms, warps
 
 
@@ -349,13 +350,15 @@ def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) 
     dw = torch.empty((N, K), dtype=grad.dtype, device=grad.device)
     if dw.numel() == 0:
         return dw
-    rows, block = 16 if grad.dtype == torch.float32 else 32, 64
+    # Pipelined, float32 spills a few registers in Triton 3.6 or in 3.9, by the number of stages.
+    rows, stages = (16, 1) if grad.dtype == torch.float32 else (32, 3)
+    block = 64
     cut = _tiles(groups, samples, B, rows)
     with launch.on(grad):
         _grad_weight[(triton.cdiv(N, block), triton.cdiv(K, block))](
             grad, x, active, dw, cut.ends, cut.order, cut.per, N, K, active.shape[1], samples,
             ROWS=rows, BN=block, BK=block, PRECISION=_precision(grad.dtype),
             ALIGNED=K % 8 == 0, WIDE=launch.wide(dw.numel()),
-            num_warps=4, num_stages=3, enable_fp_fusion=True,
+            num_warps=4, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
     return dw
