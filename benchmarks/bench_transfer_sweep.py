@@ -33,6 +33,8 @@ from fastmask.transfer.source import Source, with_values
 from fastmask.transfer.target import start_values
 from fastmask.transfer.workers import in_order, one_thread
 
+Tasks = list[grouped.target.Task]
+
 DOMAINS, TRAIN, TEST = ("a", "b", "c", "d"), 392, 168
 
 
@@ -51,11 +53,9 @@ def features(width: int, classes: int) -> dict[str, Features]:
     return found
 
 
-def tasks_of(
-    config: Config, sources: dict[str, Source], group: Group
-) -> list[tuple[Run, Source, BitMask | None]]:
+def tasks_of(config: Config, sources: dict[str, Source], group: Group) -> Tasks:
     """Each run with its source and a random mask of the share that the sweep freezes."""
-    found: list[tuple[Run, Source, BitMask | None]] = []
+    found: Tasks = []
     for run in group.runs:
         own = sources[run.source]
         shape = own.trained["output.weight"].shape
@@ -99,7 +99,7 @@ def by_hand(
     return with_values(own.head, start)
 
 
-def loop(config: Config, groups: Sequence[list], domains: dict[str, Domain]) -> list[Head]:  # type: ignore[type-arg]
+def loop(config: Config, groups: Sequence[Tasks], domains: dict[str, Domain]) -> list[Head]:
     """All runs by hand, one after the other; inputs are scaled once a group."""
     heads = []
     for tasks in groups:
@@ -109,10 +109,10 @@ def loop(config: Config, groups: Sequence[list], domains: dict[str, Domain]) -> 
     return heads
 
 
-def together(config: Config, groups: Sequence[list], domains: dict[str, Domain]) -> list[Head]:  # type: ignore[type-arg]
+def together(config: Config, groups: Sequence[Tasks], domains: dict[str, Domain]) -> list[Head]:
     """All runs by the grouped engine, as a sweep runs them."""
 
-    def one(tasks: list) -> Callable[[], list[tuple[Head, float]]]:  # type: ignore[type-arg]
+    def one(tasks: Tasks) -> Callable[[], list[tuple[Head, float]]]:
         part = domains[tasks[0][0].target].train
         return lambda: grouped.target.fine_tune(config, tasks, part)
 
@@ -122,8 +122,8 @@ def together(config: Config, groups: Sequence[list], domains: dict[str, Domain])
 
 
 def agree(
-    heads: list[Head], others: list[Head], groups: Sequence[list], domains: dict[str, Domain]
-) -> None:  # type: ignore[type-arg]
+    heads: list[Head], others: list[Head], groups: Sequence[Tasks], domains: dict[str, Domain]
+) -> None:
     """Raise unless every run's accuracies on source and target are at most one test row apart."""
     runs = [task[0] for tasks in groups for task in tasks]
     for run, head, other in zip(runs, heads, others, strict=True):
@@ -165,7 +165,7 @@ def main() -> None:
     ]
     count, threads = sum(map(len, groups)), torch.get_num_threads()
 
-    def loop_on(n: int, some: Sequence[list] = groups) -> float:  # type: ignore[type-arg]
+    def loop_on(n: int, some: Sequence[Tasks] = groups) -> float:
         torch.set_num_threads(n)
         took = timed(lambda: loop(config, some, domains))
         torch.set_num_threads(threads)

@@ -214,8 +214,14 @@ def test_weights_that_are_all_equal_and_masks_all_of_one_kind(tmp_path: Path) ->
 
     mask = Flat(tmp_path, "a", "binary", 0, {"w": (2, 5)}, ("x", "y"))
     for narrow in (False, True):
-        weight_histograms([mask], narrow).draw_without_rendering()
-        mask_pictures([mask], narrow).draw_without_rendering()
+        bars = weight_histograms([mask], narrow)
+        bars.draw_without_rendering()
+        assert sum(bar.get_height() for ax in bars.axes for bar in ax.patches) > 0
+        picture = mask_pictures([mask], narrow)
+        picture.draw_without_rendering()
+        (image,) = (image for ax in picture.axes for image in ax.images)
+        pixels = np.asarray(image.get_array()).reshape(-1, 4)
+        assert len(np.unique(pixels[pixels[:, 3] > 0], axis=0)) == 1, "all frozen, one colour"
 
 
 def test_naive_rule_is_drawn_with_its_own_k(pacs: Path) -> None:
