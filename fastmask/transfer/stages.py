@@ -15,6 +15,7 @@ from fastmask.transfer import source as stage_1
 from fastmask.transfer import target as stage_3
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain
+from fastmask.transfer.grouped.binary import Problem
 from fastmask.transfer.head import MASKED, Head, accuracy
 from fastmask.transfer.plan import Group, Run, variants
 from fastmask.transfer.records import Recorder
@@ -29,6 +30,8 @@ Kind = tuple[str, str]
 # Sources and seeds whose masks are found as one problem. Fixed, so that what a mask is does not depend on
 # how many cores there are or on what an earlier, interrupted sweep has left to do.
 _TOGETHER = 3
+# The strategies whose masks are found for many problems as one.
+_TOGETHER_BY = {grouped.binary.find: ("binary", "kl"), grouped.editor.find: ("editor",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,18 +135,15 @@ def _learn_block(
         ]
     kinds = _kinds(config)
     masks: list[dict[Kind, Found]] = [{} for _ in keys]
-    together = [
-        (i, kind)
-        for i in range(len(keys))
-        for kind in kinds
-        if config.engine == "grouped" and kind[0] in ("binary", "kl")
-    ]
-    asked = [
-        grouped.binary.Problem(strategy, config.at(setting), sources[i], parts[i])
-        for i, (strategy, setting) in together
-    ]
-    for (i, kind), found in zip(together, grouped.binary.find(asked), strict=True):
-        masks[i][kind] = found
+    if config.engine == "grouped":
+        for find, strategies in _TOGETHER_BY.items():
+            asked = [(i, kind) for i in range(len(keys)) for kind in kinds if kind[0] in strategies]
+            problems_of = [
+                Problem(strategy, config.at(setting), sources[i], parts[i])
+                for i, (strategy, setting) in asked
+            ]
+            for (i, kind), found in zip(asked, find(problems_of), strict=True):
+                masks[i][kind] = found
     for i, own in enumerate(masks):
         for kind in kinds:
             if kind not in own:

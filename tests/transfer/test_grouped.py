@@ -120,6 +120,44 @@ def test_binary_masks_are_those_of_the_loop(
             assert math.isclose(made.notes[name], value, rel_tol=_EXACT, abs_tol=_EXACT), name
 
 
+EDITS = ("", "editor_share=0.3", "editor_beta=-30", "editor_tolerance=1e-5", "editor_steps=35")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"editor_preserve": "kl", "editor_cap": 0.05, "editor_lr": 0.3},
+        {"editor_beta_unit": "absolute", "editor_beta": -1e-3},
+        {"hidden": 32},
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::fastmask.transfer.MaskWarning")
+def test_editor_masks_are_those_of_the_loop(
+    given: dict[str, Any], settings: Settings, features: dict[str, Features]
+) -> None:
+    config = settings(**{"editor_steps": 60, "editor_lr": 0.1, **given})
+    problems = []
+    for name, seed in (("ink", 0), ("oil", 0), ("ink", 3)):
+        rows = part(features[name])
+        source = stage_1.train(config, name, rows, 3, seed)
+        problems += [
+            grouped.binary.Problem("editor", config.at(setting), source, rows) for setting in EDITS
+        ]
+    taken = set()
+    for made, problem in zip(grouped.editor.find(problems), problems, strict=True):
+        one = FIND["editor"](problem.config, problem.source, problem.part)
+        assert one.scores is not None and made.scores is not None
+        assert apart(made.scores, one.scores) < _EXACT
+        assert torch.equal(made.frozen.bits, one.frozen.bits)
+        assert made.notes.keys() == one.notes.keys()
+        for name, value in one.notes.items():
+            assert math.isclose(made.notes[name], value, rel_tol=_EXACT, abs_tol=_EXACT), name
+        taken.add(made.notes["steps"])
+    assert taken - {35, 60}, "some were to stop early"
+
+
 @pytest.mark.parametrize(
     "given",
     [

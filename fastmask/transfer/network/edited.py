@@ -16,11 +16,8 @@ from fastmask.transfer.network.found import FoundMasks
 from fastmask.transfer.network.model import Network, batched
 from fastmask.transfer.network.source import Source
 from fastmask.transfer.source import finite
-from fastmask.transfer.strategies.editor import least_edited
+from fastmask.transfer.strategies.editor import EVERY, ROWS, least_edited
 from fastmask.transfer.strategies.found import RunningMean
-
-# The loss on the source is looked at this often, on this many of its rows or on all.
-_EVERY, _ROWS = 10, 4096
 
 
 def find(config: Config, base: Network, source: Source, part: Part) -> FoundMasks:
@@ -76,7 +73,7 @@ def find(config: Config, base: Network, source: Source, part: Part) -> FoundMask
         eps=1e-12,
     )
     scales = {name: RunningMean() for name in edits}
-    everything = torch.randperm(len(part.y), generator=draws)[:_ROWS]
+    everything = torch.randperm(len(part.y), generator=draws)[:ROWS]
     looked_at = part.x[everything]
 
     def whole(edits: Mapping[str, Tensor], step: int) -> float:
@@ -103,7 +100,7 @@ def find(config: Config, base: Network, source: Source, part: Part) -> FoundMask
             for name, edit in edits.items():
                 bound = config.editor_cap * spreads[name]
                 edit.clamp_(-bound, bound)
-        if (step + 1) % _EVERY == 0 or step + 1 == config.editor_steps:
+        if (step + 1) % EVERY == 0 or step + 1 == config.editor_steps:
             now = whole(edits, step)
             if now > before + config.editor_tolerance:
                 break

@@ -20,7 +20,7 @@ from fastmask.transfer.source import Source, finite
 from fastmask.transfer.strategies.found import Found, MaskWarning, RunningMean
 
 # The loss on the source is looked at this often, on this many of its rows or on all.
-_EVERY, _ROWS = 10, 4096
+EVERY, ROWS = 10, 4096
 
 
 def find(config: Config, source: Source, part: Part) -> Found:
@@ -51,9 +51,9 @@ def find(config: Config, source: Source, part: Part) -> Found:
     def hold(edit: Tensor) -> None:
         edit.clamp_(-cap, cap)
 
-    edit, notes = learn("editor", config, source, part, weight.shape, lambda edit: edit, hold)
+    edit, said = learn("editor", config, source, part, weight.shape, lambda edit: edit, hold)
     run = f"editor mask of {source.domain}, seed {source.seed}"
-    return Found(least_edited(edit.abs(), config, run), edit, notes)
+    return Found(least_edited(edit.abs(), config, run), edit, said)
 
 
 def learn(
@@ -95,10 +95,10 @@ def learn(
     draws = generator(source.seed, strategy, source.domain)
     unit = float(weight.std()) * math.sqrt(weight.numel() / shape.numel())
     first = torch.randn(shape, generator=draws) * (config.editor_init * unit)
-    place = nn.Parameter(first.to(weight.device))
+    place = nn.Parameter(first.to(weight))
     optimizer = torch.optim.Adam([place], lr=config.editor_lr * unit, eps=1e-12)
     scale = RunningMean()
-    everything = torch.randperm(len(part.y), generator=draws)[:_ROWS]
+    everything = torch.randperm(len(part.y), generator=draws)[:ROWS]
     before = finite(keep(torch.zeros_like(weight), everything), run, 0)
     within, steps, loss = edit_of(place.detach()).clone(), 0, before
     order = orders(len(part.y), config.batch, config.editor_steps, draws)
@@ -117,22 +117,27 @@ def learn(
         optimizer.step()
         with torch.no_grad():
             hold(place)
-        if (step + 1) % _EVERY == 0 or step + 1 == config.editor_steps:
+        if (step + 1) % EVERY == 0 or step + 1 == config.editor_steps:
             with torch.no_grad():
                 edit = edit_of(place.detach()).clone()
                 now = finite(keep(edit, everything), run, step)
             if now > before + config.editor_tolerance:
                 break
             within, steps, loss = edit, step + 1, now
-    size, cap = within.abs(), config.editor_cap * float(weight.std())
-    notes = {
+    cap = config.editor_cap * float(weight.std())
+    return within, notes(within, cap, steps, before, loss)
+
+
+def notes(edit: Tensor, cap: float, steps: int, before: float, loss: float) -> dict[str, float]:
+    """The figures of an edit's run: steps within the tolerance, losses before and after, its sizes."""
+    size = edit.abs()
+    return {
         "steps": steps,
         "loss_before": before,
         "loss": loss,
         "share_at_cap": float((size >= cap).float().mean()),
         "mean_over_std": float(size.mean() / size.std()) if float(size.std()) > 0 else 0.0,
     }
-    return within, notes
 
 
 def least_edited(size: Tensor, config: Config, run: str) -> BitMask:
