@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -13,8 +13,7 @@ from fastmask.data import DomainSet, Features
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain
 from fastmask.transfer.plan import Group
-
-Progress = Callable[[str, int, int], None]
+from fastmask.transfer.progress import Progress
 
 
 def load(config: Config, progress: Progress | None) -> tuple[DomainSet, Backbone, dict[str, str]]:

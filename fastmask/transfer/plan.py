@@ -10,6 +10,9 @@ from fastmask.report import Row
 from fastmask.transfer import variations
 from fastmask.transfer.config import Config
 
+# A mask of a source: strategy and setting.
+Kind = tuple[str, str]
+
 
 @dataclass(frozen=True)
 class Run:
@@ -86,3 +89,9 @@ def variants(config: Config) -> tuple[tuple[str, str, str], ...]:
         for setting in variations.settings(config.vary, strategy)
     ]
     return (("none", "source-end", ""), ("scratch", "source-start", ""), *masked, *varied)
+
+
+def kinds(config: Config) -> tuple[Kind, ...]:
+    """Every mask that a source has."""
+    found = dict.fromkeys((strategy, setting) for strategy, _, setting in variants(config))
+    return tuple(kind for kind in found if kind[0] in config.strategies)

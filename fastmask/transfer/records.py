@@ -28,6 +28,7 @@ from fastmask.report.rows import COLUMNS, read_rows
 from fastmask.transfer import mask_files
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain
+from fastmask.transfer.plan import Group, Kind
 
 # What a sweep that goes on must find as it was; the rest of environment.json says how it was run.
 _RESTS_ON = (
@@ -206,6 +207,22 @@ class Recorder:
         for row, loss in rows:
             self.rows.append(row)
             self.metric("run", **asdict(row), loss=loss)
+
+    @property
+    def found(self) -> set[tuple[str, int, Kind]]:
+        """Source, seed and kind of every mask in masks.csv."""
+        return {(row.source, row.seed, (row.strategy, row.setting)) for row in self.masks}
+
+    def needed(self, groups: Sequence[Group], kinds: Sequence[Kind]) -> list[tuple[str, int]]:
+        """The sources and seeds, in the order of the plan, that an unfinished run or a missing mask needs."""
+        rows, found = {row.key for row in self.rows}, self.found
+        every = [run for group in groups for run in group.runs]
+        waiting = {(run.source, run.seed) for run in every if run.key not in rows}
+        return [
+            key
+            for key in dict.fromkeys((run.source, run.seed) for run in every)
+            if key in waiting or any((*key, kind) not in found for kind in kinds)
+        ]
 
     def close(self) -> None:
         """Close the files; what was written stays."""

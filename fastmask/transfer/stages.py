@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,15 +17,12 @@ from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain
 from fastmask.transfer.grouped.binary import Problem
 from fastmask.transfer.head import MASKED, Head, accuracy
-from fastmask.transfer.plan import Group, Run, variants
+from fastmask.transfer.plan import Group, Kind, Run, kinds
+from fastmask.transfer.progress import Progress, say
 from fastmask.transfer.records import Recorder
 from fastmask.transfer.source import Source, with_values
 from fastmask.transfer.strategies import FIND, Found
 from fastmask.transfer.workers import in_order
-
-Progress = Callable[[str, int, int], None]
-# A mask of a source: strategy and setting.
-Kind = tuple[str, str]
 
 # Sources and seeds whose masks are found as one problem. Fixed, so that what a mask is does not depend on
 # how many cores there are or on what an earlier, interrupted sweep has left to do.
@@ -55,16 +52,12 @@ def learn(
     """Stages 1 and 2: a head and its masks for each source and seed that unfinished runs need."""
     every = [run for group in groups for run in group.runs]
     keys = list(dict.fromkeys((run.source, run.seed) for run in every))
-    kinds = _kinds(config)
-    done = {(row.source, row.seed, row.strategy, row.setting) for row in recorder.masks}
-    rows = {row.key for row in recorder.rows}
-    needed = {(run.source, run.seed) for run in every if run.key not in rows}
-    needed |= {key for key in keys if any((*key, *kind) not in done for kind in kinds)}
+    done, needed = recorder.found, set(recorder.needed(groups, kinds(config)))
     blocks = [keys[i : i + _TOGETHER] for i in range(0, len(keys), _TOGETHER)]
     blocks = [block for block in blocks if not needed.isdisjoint(block)]
     total = sum(map(len, blocks))
     found: dict[tuple[str, int], Learned] = {}
-    _say(progress, "source heads and their masks", 0, total)
+    say(progress, "source heads and their masks", 0, total)
     tasks = [partial(_learn_block, config, domains, len(classes), block) for block in blocks]
     for results in in_order(tasks, workers):
         for learned in results:
@@ -72,7 +65,7 @@ def learn(
             said = {"source": source.domain, "seed": source.seed, "loss": source.loss}
             recorder.metric("source", **said, accuracy=learned.before)
             for kind, mask in learned.masks.items():
-                if (source.domain, source.seed, *kind) not in done:
+                if (source.domain, source.seed, kind) not in done:
                     write = partial(
                         mask_files.write,
                         source=source,
@@ -85,7 +78,7 @@ def learn(
                     row = _mask_row(learned, kind, domains[source.domain])
                     recorder.mask(row, mask.notes, write)
             found[source.domain, source.seed] = learned
-        _say(progress, "source heads and their masks", len(found), total)
+        say(progress, "source heads and their masks", len(found), total)
     return found
 
 
@@ -102,23 +95,17 @@ def fine_tune(
     planned = sum(len(group.runs) for group in groups)
     done = {row.key for row in recorder.rows}
     left = [group for group in groups if any(run.key not in done for run in group.runs)]
-    _say(progress, "fine-tuning on targets", len(done), planned)
+    say(progress, "fine-tuning on targets", len(done), planned)
     one = _grouped if _is_grouped(config) else _looped
     tasks = [partial(one, config, domains, learned, group) for group in left]
     for results in in_order(tasks, workers):
         # A group is trained whole, so that its sums are what they would have been.
         recorder.finished([(row, loss) for row, loss in results if row.key not in done])
-        _say(progress, "fine-tuning on targets", len(recorder.rows), planned)
+        say(progress, "fine-tuning on targets", len(recorder.rows), planned)
 
 
 def _is_grouped(config: Config) -> bool:
     return config.engine == "grouped" and grouped.target.stackable(config)
-
-
-def _kinds(config: Config) -> tuple[Kind, ...]:
-    """Strategy and setting of every mask of a source."""
-    found = dict.fromkeys((strategy, setting) for strategy, _, setting in variants(config))
-    return tuple(kind for kind in found if kind[0] in config.strategies)
 
 
 def _learn_block(
@@ -133,11 +120,13 @@ def _learn_block(
         sources = [
             stage_1.train(config, domain, part, classes, seed) for domain, part, seed in problems
         ]
-    kinds = _kinds(config)
+    asked_for = kinds(config)
     masks: list[dict[Kind, Found]] = [{} for _ in keys]
     if config.engine == "grouped":
         for find, strategies in _TOGETHER_BY.items():
-            asked = [(i, kind) for i in range(len(keys)) for kind in kinds if kind[0] in strategies]
+            asked = [
+                (i, kind) for i in range(len(keys)) for kind in asked_for if kind[0] in strategies
+            ]
             problems_of = [
                 Problem(strategy, config.at(setting), sources[i], parts[i])
                 for i, (strategy, setting) in asked
@@ -145,14 +134,14 @@ def _learn_block(
             for (i, kind), found in zip(asked, find(problems_of), strict=True):
                 masks[i][kind] = found
     for i, own in enumerate(masks):
-        for kind in kinds:
+        for kind in asked_for:
             if kind not in own:
                 own[kind] = FIND[kind[0]](config.at(kind[1]), sources[i], parts[i])
     return [
         Learned(
             source,
             accuracy(source.head, domains[domain].test.x, domains[domain].test.y),
-            {kind: own[kind] for kind in kinds},
+            {kind: own[kind] for kind in asked_for},
         )
         for (domain, _), source, own in zip(keys, sources, masks, strict=True)
     ]
@@ -243,8 +232,3 @@ def _row(domains: Mapping[str, Domain], learned: Learned, run: Run, head: Head) 
 def _found(learned: Learned, run: Run) -> Found | None:
     """The mask of a run; None for the baselines."""
     return learned.masks.get((run.strategy, run.setting))
-
-
-def _say(progress: Progress | None, label: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(label, done, total)

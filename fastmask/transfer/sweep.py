@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,11 +13,10 @@ from fastmask.transfer import inputs, network
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import prepare
 from fastmask.transfer.plan import count, in_plan, plan
+from fastmask.transfer.progress import Progress
 from fastmask.transfer.records import Recorder, describe
 from fastmask.transfer.stages import fine_tune, learn
 from fastmask.transfer.workers import one_thread
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ from fastmask.data.domain_set import raise_faults
 from fastmask.errors import DataError
 from fastmask.transfer.config import Config
 from fastmask.transfer.domains import Domain, Part
-
-Progress = Callable[[str, int, int], None]
+from fastmask.transfer.progress import Progress, say
 
 
 def load(
@@ -42,14 +41,13 @@ def load(
         y = domains.labels(name)
         pictures = []
         for row in range(len(y)):
-            if progress is not None and row % 64 == 0:
-                progress(f"pictures of {name}", row, len(y))
+            if row % 64 == 0:
+                say(progress, f"pictures of {name}", row, len(y))
             try:
                 pictures.append(transform.sized(domains.image(name, row)))
             except DataError as error:
                 faults.append(str(error))
-        if progress is not None:
-            progress(f"pictures of {name}", len(y), len(y))
+        say(progress, f"pictures of {name}", len(y), len(y))
         if faults:
             continue
         x, y = hold(torch.stack(pictures).to(config.device)), y.to(config.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,10 @@ from fastmask.transfer.network import target as stage_3
 from fastmask.transfer.network.found import FoundMasks
 from fastmask.transfer.network.model import Network, accuracy, choose
 from fastmask.transfer.network.source import Source
-from fastmask.transfer.plan import Group, Run, count, in_plan, plan, variants
+from fastmask.transfer.plan import Group, Kind, Run, count, in_plan, kinds, plan
+from fastmask.transfer.progress import Progress, say
 from fastmask.transfer.records import Recorder, describe
 from fastmask.transfer.workers import in_order, one_thread
-
-Progress = Callable[[str, int, int], None]
-# A mask of a source: strategy and setting.
-Kind = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,36 +122,26 @@ def _learn(
     progress: Progress | None,
 ) -> dict[tuple[str, int], _Learned]:
     """Stages 1 and 2: values and masks for each source and seed that unfinished runs need."""
-    every = [run for group in groups for run in group.runs]
-    keys = list(dict.fromkeys((run.source, run.seed) for run in every))
-    kinds = list(
-        dict.fromkeys((strategy, setting) for strategy, _, setting in variants(study.config))
-    )
-    kinds = [kind for kind in kinds if kind[0] in study.config.strategies]
-    done = {(row.source, row.seed, row.strategy, row.setting) for row in recorder.masks}
-    rows = {row.key for row in recorder.rows}
-    needed = {(run.source, run.seed) for run in every if run.key not in rows}
-    needed |= {key for key in keys if any((*key, *kind) not in done for kind in kinds)}
-    keys = [key for key in keys if key in needed]
+    done, keys = recorder.found, recorder.needed(groups, kinds(study.config))
     label = "source networks and their masks"
     found: dict[tuple[str, int], _Learned] = {}
-    _say(progress, label, 0, len(keys))
-    tasks = [partial(_learn_one, study, kinds, *key) for key in keys]
+    say(progress, label, 0, len(keys))
+    tasks = [partial(_learn_one, study, *key) for key in keys]
     for learned in in_order(tasks, workers):
         source = learned.source
         told = {"source": source.domain, "seed": source.seed, "loss": source.loss}
         recorder.metric("source", **told, accuracy=learned.before)
         for kind, (mask, row) in learned.masks.items():
-            if (source.domain, source.seed, *kind) not in done:
+            if (source.domain, source.seed, kind) not in done:
                 densities = {name: own.density for name, own in mask.frozen.items()}
                 write = partial(_write, study, source, kind[0], mask, classes)
                 recorder.mask(row, {**mask.notes, "densities": densities}, write)
         found[source.domain, source.seed] = learned
-        _say(progress, label, len(found), len(keys))
+        say(progress, label, len(found), len(keys))
     return found
 
 
-def _learn_one(study: _Study, kinds: list[Kind], domain: str, seed: int) -> _Learned:
+def _learn_one(study: _Study, domain: str, seed: int) -> _Learned:
     part, test = study.parts[domain].train, study.parts[domain].test
     source = stage_1.train(study.config, study.base, domain, part, seed)
 
@@ -164,7 +151,7 @@ def _learn_one(study: _Study, kinds: list[Kind], domain: str, seed: int) -> _Lea
 
     before = tested({})
     found = {}
-    for strategy, setting in kinds:
+    for strategy, setting in kinds(study.config):
         own = masks.find(study.config.at(setting), strategy, study.base, source, part)
         kept, inverted = {}, {}
         for name, mask in own.frozen.items():
@@ -224,11 +211,11 @@ def _fine_tune(
     label, planned = "fine-tuning on targets", sum(len(group.runs) for group in groups)
     done = {row.key for row in recorder.rows}
     left = [run for group in groups for run in group.runs if run.key not in done]
-    _say(progress, label, len(done), planned)
+    say(progress, label, len(done), planned)
     tasks = [partial(_one, study, learned[run.source, run.seed], run) for run in left]
     for result in in_order(tasks, workers):
         recorder.finished([result])
-        _say(progress, label, len(recorder.rows), planned)
+        say(progress, label, len(recorder.rows), planned)
 
 
 def _one(study: _Study, learned: _Learned, run: Run) -> tuple[Row, float]:
@@ -255,8 +242,3 @@ def _one(study: _Study, learned: _Learned, run: Run) -> tuple[Row, float]:
         run.setting,
     )
     return row, loss
-
-
-def _say(progress: Progress | None, label: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(label, done, total)
