@@ -8,6 +8,7 @@ TRITON_INTERPRET=1 has Triton interpret its kernels; `auto` never takes it there
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import importlib.util
@@ -67,7 +68,18 @@ def _missing_engine() -> str | None:
         return f"the compiled module fastmask._cpu is not in this installation ({why})"
     if forced := os.environ.get("FASTMASK_CPU_ISA"):
         _cpu.use(forced)
+    if entry := _openmp():
+        _cpu.borrow(entry)
     return None
+
+
+def _openmp() -> int | None:
+    """Address of GOMP_parallel in the OpenMP runtime that torch is linked to, under whatever file name."""
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    try:
+        return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def preference(device: str) -> tuple[str, ...]:

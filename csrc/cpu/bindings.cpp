@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernels.h"
+#include "pool.h"
 
 namespace py = pybind11;
 
@@ -85,6 +86,7 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Names of the instruction sets this processor has kernels for, fastest first.");
+  m.def("borrow", &borrow, "Run on the threads of an OpenMP runtime from now on: the address of its GOMP_parallel.");
   m.def("use", &use, "Take the kernels of another instruction set from now on.");
 #define X(kernel, arguments) def(m, #kernel, &Kernels::kernel);
   FASTMASK_KERNELS(X)

@@ -88,6 +88,21 @@ struct Pool {
 
 std::atomic<Pool*> pool{nullptr};
 
+// GOMP_parallel: calls a function with an argument on each thread of a team of at most so many.
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+std::atomic<Parallel> borrowed{nullptr};
+
+// One call's tasks, dealt to threads that are not ours.
+struct Dealt {
+  std::atomic<int64_t> next{0};
+  int64_t tasks;
+  void (*body)(void*, int64_t);
+  void* context;
+  void drain() {
+    for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < tasks;) body(context, i);
+  }
+};
+
 Pool* the_pool() {
   static std::mutex making;
   // A child of fork has none of its parent's threads and perhaps its locks: it starts with a pool of its own.
@@ -107,8 +122,23 @@ Pool* the_pool() {
 
 }  // namespace
 
+void borrow(uintptr_t parallel) {
+  // GNU's runtime waits for ever in a child of fork whose parent had a team: there the pool takes over.
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { borrowed.store(nullptr); });
+  (void)registered;
+  borrowed.store(reinterpret_cast<Parallel>(parallel));
+}
+
 void run(int64_t tasks, int64_t threads, void (*body)(void*, int64_t), void* context) {
   if (tasks > 1 && threads > 1) {
+    if (Parallel parallel = borrowed.load(std::memory_order_acquire)) {
+      Dealt dealt;
+      dealt.tasks = tasks;
+      dealt.body = body;
+      dealt.context = context;
+      parallel([](void* all) { static_cast<Dealt*>(all)->drain(); }, &dealt, unsigned(std::min(threads, tasks)), 0);
+      return;
+    }
     Pool* p = the_pool();
     if (!p->taken.exchange(true, std::memory_order_acquire)) {
       p->run(tasks, threads, body, context);

@@ -57,7 +57,7 @@ def test_every_kernel_has_a_signature_with_the_names_of_its_declaration() -> Non
         n.name: [a.arg for a in n.args.args] for n in tree.body if isinstance(n, ast.FunctionDef)
     }
     assert declared and declared.items() <= typed.items()
-    assert set(typed) - set(declared) == {"isa", "isas", "use"}
+    assert set(typed) - set(declared) == {"isa", "isas", "use", "borrow"}
     assert all(hasattr(_cpu, name) for name in typed)
 
 
@@ -115,6 +115,23 @@ def test_threads_do_not_change_a_bit_and_may_call_at_once() -> None:
     finally:
         torch.set_num_threads(before)
     assert not wrong
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(
+    _backend._openmp() is None, reason="torch's OpenMP runtime has no GOMP_parallel"
+)
+def test_it_runs_on_the_threads_that_torch_has() -> None:
+    program = """
+import os, torch
+from fastmask import _cpu, ops
+torch.set_num_threads(3)
+torch.ones(10_000_000).mul_(2)
+before = len(os.listdir("/proc/self/task"))
+ops.sample_mask(torch.zeros(1_000_000), seed=1, backend="cpu")
+assert len(os.listdir("/proc/self/task")) == before > 2
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
