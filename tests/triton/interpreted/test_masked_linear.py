@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask._triton import launch
-from fastmask.ops.masked_linear import triton
+from fastmask._triton import launch, tiles
 from fastmask.testing import (
     ADVERSARIAL_SHAPES,
     assert_same_bits,
@@ -81,9 +80,7 @@ def test_output_and_gradients(rows: int, layout: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def test_split_sums(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "wide", lambda _numel: True)
-    assert (
-        triton._splits(1, 20) == 4 and triton._splits(1, 40) == 8 and triton._splits(256, 40) == 1
-    )
+    assert tiles.splits(1, 20) == 4 and tiles.splits(1, 40) == 8 and tiles.splits(256, 40) == 1
     for shape in ((10, 1280), (37, 1283)):
         check(shape, 5, "one", dtype)
         check(shape, 7, "groups", dtype)
