@@ -83,7 +83,7 @@ def compiled(launch: Launch, capability: int) -> Machine:
     signature, constants, attributes = {}, {}, {}
     for i, parameter in enumerate(launch.kernel.params):
         value = launch.arguments[parameter.name]
-        kind, divisible = _type_of(value)
+        kind, divisible = _type_of(value, not parameter.do_not_specialize)
         if parameter.is_constexpr or kind is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
             continue
@@ -96,14 +96,14 @@ def compiled(launch: Launch, capability: int) -> Machine:
     return _read(launch.kernel.__name__, capability, binary)
 
 
-def _type_of(value: Any) -> tuple[str | None, bool]:
+def _type_of(value: Any, special: bool) -> tuple[str | None, bool]:
     """Triton's name of a value's type (None: a constant) and whether 16 divides it, as Triton specialises."""
     if isinstance(value, Tensor):
-        return "*" + _TYPES[value.dtype], value.data_ptr() % 16 == 0
+        return "*" + _TYPES[value.dtype], special and value.data_ptr() % 16 == 0
     if isinstance(value, float):
         return "fp32", False
-    if isinstance(value, int) and not isinstance(value, bool) and value != 1:
-        return ("i32" if -(2**31) <= value < 2**31 else "i64"), value % 16 == 0
+    if isinstance(value, int) and not isinstance(value, bool) and (value != 1 or not special):
+        return ("i32" if -(2**31) <= value < 2**31 else "i64"), special and value % 16 == 0
     return None, False
 
 
