@@ -28,7 +28,7 @@ from fastmask.transfer import Config, run
 @contextmanager
 def only(*names: str) -> Iterator[None]:
     """Have `auto` choose among these back ends."""
-    with mock.patch.object(_backend, "preference", lambda device: names):
+    with mock.patch.object(_backend, "preference", return_value=names):
         _backend._resolve.cache_clear()
         yield
     _backend._resolve.cache_clear()
