@@ -18,6 +18,7 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 SOURCES = HERE / "csrc" / "cpu"
@@ -125,7 +126,21 @@ class BuildEngine(build_ext):
         return f"the build failed: {said[0].strip()}"
 
 
+class ShipPrograms(build_py):
+    """Copy the benchmark programs into the package, where a checkout finds them beside it."""
+
+    def run(self) -> None:
+        super().run()
+        if self.editable_mode:
+            return
+        target = Path(self.build_lib) / "fastmask" / "_benchmarks"
+        self.mkpath(str(target))
+        for file in (HERE / "benchmarks").glob("*.py"):
+            if not file.stem.startswith("test_"):
+                self.copy_file(str(file), str(target / file.name))
+
+
 setup(
     ext_modules=[Extension("fastmask._cpu", sources=[], optional=True)],
-    cmdclass={"build_ext": BuildEngine},
+    cmdclass={"build_ext": BuildEngine, "build_py": ShipPrograms},
 )

@@ -1,94 +1,70 @@
-"""masked_sgd_ on the CPU: half of 16 M entries frozen, plain and with momentum and weight decay.
+"""masked_sgd_: the parameters of a network, half of them frozen, plain and with momentum and weight decay.
 
-python benchmarks/bench_masked_sgd_.py [--rounds 25] [--threads 2] [--csv FILE]
+python benchmarks/bench_masked_sgd_.py [--shapes resnet18,vit-b,all] [--device cpu] [--csv FILE]
 
-`eager` masks the gradient and steps, which is no freeze with momentum or weight decay; `best eager` does so
-with torch's fused step; `dense` is the fused step without a mask.
+`eager` masks the gradients and steps, which is no freeze with momentum or weight decay; `best eager` does so
+with torch's fused step; `save restore` is an exact freeze around the fused step; `dense` is that step alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator, Sequence
 
-import harness
 import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask.testing import assert_same_bits
+from fastmask._benchmarks import harness, shapes, steps
+from fastmask._benchmarks import rivals as others
 
-COUNT, SIZE = 16, 2**20
 
+def case(
+    setup: harness.Setup,
+    name: str,
+    sizes: Sequence[int],
+    share: float,
+    momentum: float,
+    dtype: torch.dtype,
+) -> harness.Case:
+    """One network, one optimizer's settings."""
+    weight_decay = 1e-4 if momentum else 0.0
 
-def case(momentum: float, weight_decay: float) -> harness.Case:
-    """16 tensors of 1 M entries."""
-    torch.manual_seed(0)
-    frozen = [torch.rand(SIZE) < 0.5 for _ in range(COUNT)]
-    bits = [ops.pack(one) for one in frozen]
-    free = [(~one).float() for one in frozen]
+    def prepare() -> harness.Contest:
+        net = steps.network(sizes, share, setup.device, dtype)
+        momenta = [[torch.zeros_like(p) for p in net.params]] if momentum else []
 
-    def params() -> list[Tensor]:
-        draws = torch.Generator().manual_seed(1)
-        found = [torch.randn(SIZE, generator=draws) for _ in range(COUNT)]
-        for param in found:
-            param.grad = torch.randn(SIZE, generator=draws) * 1e-3
-        return found
+        def step(params: list[Tensor], states: list[list[Tensor]], backend: str) -> None:
+            ops.masked_sgd_(
+                params, [p.grad for p in params], states[0] if states else None, net.bits,
+                lr=1e-4, momentum=momentum, weight_decay=weight_decay, backend=backend,
+            )  # fmt: skip
 
-    ours = params()
-    momenta = [torch.zeros(SIZE) for _ in ours]
-
-    def step(mine: list[Tensor], own: list[Tensor], backend: str) -> None:
-        ops.masked_sgd_(
-            mine, [p.grad for p in mine], own if momentum else None, bits,
-            lr=1e-4, momentum=momentum, weight_decay=weight_decay, backend=backend,
-        )  # fmt: skip
-
-    def verify() -> None:
-        results = []
-        for backend in ("cpu", "reference"):
-            mine, own = params(), [torch.zeros(SIZE) for _ in range(COUNT)]
-            step(mine, own, backend)
-            results.append([*mine, *own])
-        for got, want in zip(*results, strict=True):
-            assert_same_bits(got, want)
-
-    def plain(masks: list[Tensor] | None, **options: bool) -> Callable[[int], None]:
-        mine = params()
-        optimizer = torch.optim.SGD(
-            mine, lr=1e-4, momentum=momentum, weight_decay=weight_decay, **options
+        sgd = functools.partial(
+            torch.optim.SGD, lr=1e-4, momentum=momentum, weight_decay=weight_decay
+        )
+        return harness.Contest(
+            lambda backend: steps.check(net, momenta, step, backend),
+            lambda backend, i: step(net.params, momenta, backend),
+            steps.rivals(net, sgd),
         )
 
-        def once(_: int) -> None:
-            for param, keep in zip(mine, masks or (), strict=False):
-                param.grad *= keep
-            optimizer.step()
-
-        return once
-
-    kept = [~one for one in frozen]
-    return harness.Case(
-        "masked_sgd_",
-        "float32",
-        f"{COUNT}x{SIZE} momentum {momentum} decay {weight_decay}",
-        0.5,
-        COUNT * SIZE * (20 if momentum else 12) + COUNT * SIZE // 8,
-        verify,
-        {
-            "fastmask": lambda i: step(ours, momenta, "cpu"),
-            "eager float": plain(free),
-            "eager bool": plain(kept),
-            "best eager": plain(free, fused=True),
-            "dense": plain(None, fused=True),
-        },
-    )
+    count, entries = len(sizes), sum(sizes)
+    moved = entries * (5 if momentum else 3) * dtype.itemsize + entries // 8
+    shape = f"{name} {count}t momentum {momentum} decay {weight_decay}"
+    return harness.Case("masked_sgd_", dtype, shape, share, moved, prepare)
 
 
-def cases() -> Iterator[harness.Case]:
-    """Every case, made when it is its turn."""
-    yield case(0.0, 0.0)
-    yield case(0.9, 1e-4)
+def cases(setup: harness.Setup) -> Iterator[harness.Case]:
+    """Every case, in the order of the sets named."""
+    default = ("flat-16m", "resnet50") if setup.device.type == "cpu" else ("resnet50", "vit-b")
+    shares = steps.SHARES if "all" in setup.shapes else (0.5,)
+    for dtype in others.dtypes(setup, (torch.float32,), (torch.float32,)):
+        for name, sizes in shapes.parameters(setup.shapes, default):
+            for momentum in (0.0, 0.9):
+                for share in shares:
+                    yield case(setup, name, sizes, share, momentum, dtype)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        harness.report(cases(), __doc__)
+    harness.main("masked_sgd_", __doc__)

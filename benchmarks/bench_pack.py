@@ -1,78 +1,77 @@
-"""pack, unpack and popcount on the CPU against torch on bools.
+"""pack: bits of bools, and of scores above a threshold.
 
-python benchmarks/bench_pack.py [--rounds 25] [--threads 2] [--csv FILE]
+python benchmarks/bench_pack.py [--shapes default|large|COUNT] [--device cpu] [--compile] [--csv FILE]
 
-`best eager` is numpy's packbits, and for popcount a table of bytes.
+`eager bool` makes bytes by a sum in torch, and of scores only the bools; `best eager` is numpy's packbits on
+the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import harness
 import numpy as np
 import torch
 from torch import Tensor
 
 from fastmask import ops
+from fastmask._benchmarks import harness, rivals, shapes, timing
 
 
 def shifted(mask: Tensor) -> Tensor:
     """The bits of a bool mask in plain torch."""
-    weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8)
-    return (mask.view(-1, 8) * weights).sum(dim=1, dtype=torch.uint8)
+    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
+    return (mask.view(-1, 8) * places).sum(dim=1, dtype=torch.uint8)
 
 
-def cases() -> Iterator[harness.Case]:
-    """Every case, made when it is its turn."""
-    torch.manual_seed(0)
-    n = 2**24
-    scores = torch.randn(n)
-    mask = scores > 0
-    bits, array = ops.pack(mask, backend="cpu"), mask.numpy()
-    ones = torch.tensor([i.bit_count() for i in range(256)], dtype=torch.uint8)
+def case(setup: harness.Setup, n: int, dtype: torch.dtype) -> harness.Case:
+    """n bools, or n scores."""
+    device, bools = setup.device, dtype == torch.bool
 
-    def equal(got: Tensor, want: Tensor) -> None:
-        assert torch.equal(got, want)
+    def prepare() -> harness.Contest:
+        torch.manual_seed(0)
+        mask = (
+            torch.randn(n, device=device) > 0 if bools else torch.randn(n, device=device).to(dtype)
+        )
+        copies = timing.rotate(mask)
+        mu = None if bools else 0.0
 
-    yield harness.Case(
-        "pack", "bool", f"n{n}", 0.5, n + n // 8, lambda: equal(bits, shifted(mask)),
-        {
-            "fastmask": lambda i: ops.pack(mask, backend="cpu"),
-            "eager bool": lambda i: shifted(mask),
-            "best eager": lambda i: np.packbits(array, bitorder="little"),
-        },
-    )  # fmt: skip
-    yield harness.Case(
-        "pack", "float32", f"n{n}", 0.5, scores.nbytes + n // 8,
-        lambda: equal(ops.pack(scores, 0.0, backend="cpu"), bits),
-        {
-            "fastmask": lambda i: ops.pack(scores, 0.0, backend="cpu"),
-            "eager float": lambda i: (scores > 0).float(),
-            "eager bool": lambda i: scores > 0,
-            "best eager": lambda i: np.packbits((scores > 0).numpy(), bitorder="little"),
-        },
-    )  # fmt: skip
-    yield harness.Case(
-        "unpack", "bool", f"n{n}", 0.5, n + n // 8,
-        lambda: equal(ops.unpack(bits, (n,), backend="cpu"), mask),
-        {
-            "fastmask": lambda i: ops.unpack(bits, (n,), backend="cpu"),
-            "eager bool": lambda i: ops.unpack(bits, (n,), backend="reference"),
-            "best eager": lambda i: np.unpackbits(bits.numpy(), bitorder="little"),
-        },
-    )  # fmt: skip
-    yield harness.Case(
-        "popcount", "bool", f"n{n}", 0.5, n // 8,
-        lambda: equal(ops.popcount(bits, backend="cpu"), mask.sum()),
-        {
-            "fastmask": lambda i: ops.popcount(bits, backend="cpu"),
-            "eager bool": lambda i: mask.sum(),
-            "best eager": lambda i: ones[bits.int()].sum(dtype=torch.int64),
-        },
-    )  # fmt: skip
+        def verify(backend: str) -> None:
+            ones = (mask if bools else mask > 0).cpu().numpy()
+            want = torch.zeros(-(-n // 64) * 8, dtype=torch.uint8)
+            want[: -(-n // 8)] = torch.from_numpy(np.packbits(ones, bitorder="little"))
+            assert torch.equal(ops.pack(mask, mu, backend=backend).cpu(), want)
+
+        def numbered(tensor: Tensor) -> object:
+            ones = tensor if bools else tensor > 0
+            return np.packbits(ones.numpy(), bitorder="little")
+
+        found = {} if bools else {"eager float": lambda t: (t > 0).float()}
+        found["eager bool"] = shifted if bools else lambda t: t > 0  # type: ignore[assignment]
+        if device.type == "cpu":
+            found["best eager"] = numbered  # type: ignore[assignment]
+        if setup.compiled and n % 8 == 0:
+            whole = shifted if bools else lambda t: shifted(t > 0)
+            found["compile"] = rivals.compiled(whole, device)  # type: ignore[assignment]
+        if n % 8 and bools:
+            del found["eager bool"]
+        return harness.Contest(
+            verify,
+            lambda backend, i: ops.pack(copies[i % len(copies)][0], mu, backend=backend),
+            {name: rivals.in_turn(function, copies) for name, function in found.items()},
+        )
+
+    return harness.Case("pack", dtype, f"n{n}", 0.5, n * dtype.itemsize + n // 8, prepare)
+
+
+def cases(setup: harness.Setup) -> Iterator[harness.Case]:
+    """Every case, in the order of the sets named."""
+    floats = rivals.dtypes(setup, (torch.float32,), (torch.float32, torch.bfloat16))
+    sizes = (2**24,) if setup.device.type == "cpu" else (2**28,)
+    for n in shapes.counts(setup.shapes, sizes):
+        for dtype in (torch.bool, *floats):
+            yield case(setup, n, dtype)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        harness.report(cases(), __doc__)
+    harness.main("pack", __doc__)

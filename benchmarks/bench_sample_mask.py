@@ -1,67 +1,70 @@
-"""sample_mask on the CPU against the Gumbel-sigmoid as it is written in PyTorch.
+"""sample_mask against the Gumbel-sigmoid as it is written in PyTorch.
 
-python benchmarks/bench_sample_mask.py [--rounds 25] [--threads 2] [--csv FILE]
+python benchmarks/bench_sample_mask.py [--shapes default|large|COUNT] [--device cpu] [--compile] [--csv FILE]
+
+`eager float` draws twice, as the method's origin does; `eager bool` is torch.bernoulli; `best eager` compares
+one uniform draw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-import harness
 import torch
 from torch import Tensor
 
 from fastmask import ops
+from fastmask._benchmarks import harness, rivals, shapes, timing
 
 
-def gumbel(logits: Tensor, samples: int) -> list[Tensor]:
-    """Hard samples, straight-through: two uniform draws, as the method's origin has it."""
-    found = []
-    for _ in range(samples):
-        noise = torch.log(torch.log(torch.rand_like(logits)) / torch.log(torch.rand_like(logits)))
-        soft = torch.sigmoid(logits - noise)
-        found.append((soft > 0.5).float() - soft + soft)
-    return found
-
-
-def case(n: int, samples: int) -> harness.Case:
+def case(setup: harness.Setup, n: int, samples: int, dtype: torch.dtype) -> harness.Case:
     """n logits, several samples."""
-    torch.manual_seed(0)
-    logits = torch.randn(n)
+    device = setup.device
 
-    def verify() -> None:
-        some = logits[:100_003]
-        got = ops.sample_mask(some, seed=3, samples=samples, backend="cpu")
-        assert torch.equal(got, ops.sample_mask(some, seed=3, samples=samples, backend="reference"))
+    def prepare() -> harness.Contest:
+        torch.manual_seed(0)
+        logits = torch.randn(n, device=device).to(dtype)
+        copies = timing.rotate(logits)
 
-    return harness.Case(
-        "sample_mask",
-        "float32",
-        f"n{n} S{samples}",
-        0.5,
-        logits.nbytes + samples * n // 8,
-        verify,
-        {
-            "fastmask": lambda i: ops.sample_mask(logits, seed=i, samples=samples, backend="cpu"),
-            "eager float": lambda i: gumbel(logits, samples),
-            "eager bool": lambda i: [
-                torch.bernoulli(torch.sigmoid(logits)).bool() for _ in range(samples)
-            ],
-            "best eager": lambda i: [
-                torch.rand_like(logits) < torch.sigmoid(logits) for _ in range(samples)
-            ],
-        },
-    )
+        def verify(backend: str) -> None:
+            some = logits[: min(n, 100_003)]
+            got = ops.sample_mask(some, seed=3, samples=samples, backend=backend)
+            # The same seed gives the same bits on every device.
+            want = ops.sample_mask(some.cpu(), seed=3, samples=samples, backend="reference")
+            assert torch.equal(got.cpu(), want)
+
+        def ours(backend: str, i: int) -> Tensor:
+            return ops.sample_mask(
+                copies[i % len(copies)][0], seed=i, samples=samples, backend=backend
+            )
+
+        def drawn(logits: Tensor) -> list[Tensor]:
+            return [torch.bernoulli(torch.sigmoid(logits)).bool() for _ in range(samples)]
+
+        found = {
+            "eager float": lambda t: [rivals.gumbel(t) for _ in range(samples)],
+            "eager bool": drawn,
+            "best eager": lambda t: [torch.rand_like(t) < torch.sigmoid(t) for _ in range(samples)],
+        }
+        if setup.compiled:
+            found["compile"] = rivals.compiled(found["eager float"], device)  # type: ignore[assignment]
+        return harness.Contest(
+            verify, ours, {name: rivals.in_turn(f, copies) for name, f in found.items()}
+        )
+
+    moved = n * dtype.itemsize + samples * n // 8
+    return harness.Case("sample_mask", dtype, f"n{n} S{samples}", 0.5, moved, prepare)
 
 
-def cases() -> Iterator[harness.Case]:
-    """Every case, made when it is its turn."""
-    for n in (2**16, 2**22, 2**24):
-        for samples in (1, 8):
-            if n * samples <= 2**25:
-                yield case(n, samples)
+def cases(setup: harness.Setup) -> Iterator[harness.Case]:
+    """Every case, in the order of the sets named."""
+    sizes = (2**16, 2**22, 2**24) if setup.device.type == "cpu" else (2**24, 2**26)
+    for dtype in rivals.dtypes(setup, (torch.float32,), (torch.float32,)):
+        for n in shapes.counts(setup.shapes, sizes):
+            for samples in (1, 8):
+                if n * samples <= 2**25 or setup.device.type != "cpu":
+                    yield case(setup, n, samples, dtype)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        harness.report(cases(), __doc__)
+    harness.main("sample_mask", __doc__)

@@ -1,6 +1,6 @@
-"""topk_mask on the CPU against torch's selections and sorts.
+"""topk_mask against torch's selections and sorts.
 
-python benchmarks/bench_topk_mask.py [--rounds 25] [--threads 2] [--csv FILE]
+python benchmarks/bench_topk_mask.py [--shapes default|large|COUNT] [--device cpu] [--compile] [--csv FILE]
 
 `eager bool` scatters the indices of torch.topk; `best eager` compares with torch.kthvalue, which keeps too
 few where scores are equal.
@@ -10,52 +10,54 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import harness
 import torch
 from torch import Tensor
 
 from fastmask import ops
+from fastmask._benchmarks import harness, rivals, shapes, timing
 
 
-def scattered(scores: Tensor, k: int) -> Tensor:
-    """The mask of torch.topk's indices."""
-    ones = torch.zeros(scores.shape, dtype=torch.bool)
-    ones[torch.topk(scores, k, sorted=False).indices] = True
-    return ones
-
-
-def case(n: int, density: float) -> harness.Case:
+def case(setup: harness.Setup, n: int, density: float, dtype: torch.dtype) -> harness.Case:
     """n normal scores."""
-    torch.manual_seed(0)
-    scores = torch.randn(n)
-    k = int(density * n + 0.5)
+    device, k = setup.device, int(density * n + 0.5)
 
-    def verify() -> None:
-        got = ops.topk_mask(scores, density, backend="cpu")
-        assert torch.equal(got, ops.topk_mask(scores, density, backend="reference"))
+    def prepare() -> harness.Contest:
+        torch.manual_seed(0)
+        copies = timing.rotate(torch.randn(n, device=device).to(dtype))
 
-    return harness.Case(
-        "topk_mask",
-        "float32",
-        f"n{n}",
-        density,
-        3 * scores.nbytes + n // 8,
-        verify,
-        {
-            "fastmask": lambda i: ops.topk_mask(scores, density, backend="cpu"),
-            "eager bool": lambda i: scattered(scores, k),
-            "best eager": lambda i: scores > torch.kthvalue(scores, n - k).values,
-        },
-    )
+        def verify(backend: str) -> None:
+            scores = copies[0][0]
+            got = ops.topk_mask(scores, density, backend=backend)
+            assert torch.equal(got, ops.topk_mask(scores, density, backend="reference"))
+
+        def scattered(scores: Tensor) -> Tensor:
+            ones = torch.zeros(scores.shape, dtype=torch.bool, device=device)
+            ones[torch.topk(scores, k, sorted=False).indices] = True
+            return ones
+
+        found = {
+            "eager bool": scattered,
+            "best eager": lambda scores: scores > torch.kthvalue(scores, n - k).values,
+        }
+        return harness.Contest(
+            verify,
+            lambda backend, i: ops.topk_mask(copies[i % len(copies)][0], density, backend=backend),
+            {name: rivals.in_turn(function, copies) for name, function in found.items()},
+        )
+
+    # A radix selection reads the scores three times.
+    moved = 3 * n * dtype.itemsize + n // 8
+    return harness.Case("topk_mask", dtype, f"n{n}", density, moved, prepare)
 
 
-def cases() -> Iterator[harness.Case]:
-    """Every case, made when it is its turn."""
-    for n in (2**20, 2**24):
-        for density in (0.1, 0.5):
-            yield case(n, density)
+def cases(setup: harness.Setup) -> Iterator[harness.Case]:
+    """Every case, in the order of the sets named."""
+    sizes = (2**20, 2**24) if setup.device.type == "cpu" else (2**24, 45_000_000)
+    for dtype in rivals.dtypes(setup, (torch.float32,), (torch.float32,)):
+        for n in shapes.counts(setup.shapes, sizes):
+            for density in (0.1, 0.5):
+                yield case(setup, n, density, dtype)
 
 
 if __name__ == "__main__":
-    with torch.no_grad():
-        harness.report(cases(), __doc__)
+    harness.main("topk_mask", __doc__)

@@ -1,16 +1,21 @@
 """What every bench_<op>.py shares: verify, then time all contestants turn by turn, then a line and a CSV row.
 
-A case names its contestants; `fastmask` is timed, the others are what it is compared with:
+A case names its contestants; `fastmask` is timed once for each back end, the others are what it is
+compared with, in the same run:
 
     eager float    what one writes: the mask as a float tensor, multiplied in
     eager bool     the same with a bool mask
     best eager     the fastest plain torch that a patient author finds (memory allocated once, fused steps)
+    prune          torch.nn.utils.prune: the product is made anew before each forward
+    compile        torch.compile of eager float (on a GPU with max-autotune); only with --compile
+    compile packed the same of plain torch that unpacks the bits
+    save restore   an exact freeze: values are kept aside, the step is taken, they are written back
+    merged         weights multiplied beforehand, where that is not as fast as `dense`
     dense          the same without any mask
 
-In each round every contestant runs once, in a changing order, so that a busy moment meets all of them. A
-ratio is the median over rounds of the other's time over ours in that round; above 1 we are faster. `floor`
-is the time that moving the case's bytes at this machine's measured copy bandwidth takes, over ours. On a
-machine that others use too, `--threads 1 --clock thread` counts the processor time of the calling thread.
+A ratio is the median over rounds of the other's time over ours in that round; above 1 we are faster.
+`floor_share` is the time that the case's bytes take at this device's measured bandwidth, or its arithmetic at
+the measured rate of a matrix product, whichever is longer (`bound`), over ours.
 """
 
 from __future__ import annotations
@@ -18,115 +23,294 @@ from __future__ import annotations
 import argparse
 import csv
 import functools
+import importlib
 import importlib.metadata
 import os
 import platform
-import random
+import re
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time}
-BASELINES = ("eager float", "eager bool", "best eager", "dense")
-COLUMNS = (
-    "commit", "device", "torch", "triton", "op", "backend", "dtype", "shape", "density", "threads",
-    "clock", "p20_ms", "p50_ms", "p80_ms", "gb_per_s", "floor_share",
-    *(f"x_{name.replace(' ', '_')}" for name in BASELINES), "load",
+from fastmask import _backend
+from fastmask._benchmarks import timing
+from fastmask.errors import BackendUnavailable
+
+RIVALS = (
+    "eager float", "eager bool", "best eager", "prune", "compile", "compile packed", "save restore",
+    "merged", "dense",
 )  # fmt: skip
+COLUMNS = (
+    "commit", "device", "torch", "triton", "op", "backend", "dtype", "shape", "density", "threads", "malloc",
+    "clock", "p20_ms", "p50_ms", "p80_ms", "gb_per_s", "gflop_per_s", "roof_gb_per_s", "roof_gflop_per_s",
+    "bound", "floor_share", *(f"x_{name.replace(' ', '_')}" for name in RIVALS), "uncaptured", "load",
+)  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# glibc's allocator keeps large blocks instead of giving them back: no page is faulted in twice.
+TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A case with its tensors: what is checked and timed; `i` counts calls, to rotate what is read."""
+
+    verify: Callable[[str], None]
+    ours: Callable[[str, int], object]
+    rivals: Mapping[str, timing.Contestant]
+    grad: bool = False
 
 
 @dataclass(frozen=True)
 class Case:
-    """One op at one shape: `contestants` are called with the round's number, to rotate what they read."""
+    """One op at one shape, cheap until `prepare` makes its tensors."""
 
     op: str
-    dtype: str
+    dtype: torch.dtype
     shape: str
     density: float
     bytes_moved: int
-    verify: Callable[[], None]
-    contestants: dict[str, Callable[[int], object]]
-    backend: str = "cpu"
+    prepare: Callable[[], Contest]
+    flops: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.op} {name_of(self.dtype)} {self.shape} density {self.density}"
 
 
-def percentile(values: Sequence[float], share: float) -> float:
-    """The value at a share of the sorted values."""
+@dataclass(frozen=True)
+class Setup:
+    """What is asked: a device, sets of shapes, and how long."""
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shapes: tuple[str, ...] = ("default",)
+    dtypes: tuple[torch.dtype, ...] = ()
+    backends: tuple[str, ...] = ()
+    compiled: bool = False
+    rounds: int = 25
+    limit: float = 10.0
+    clock: str = ""
+
+    @property
+    def counted(self) -> str:
+        """The clock asked for, or the device's own."""
+        return self.clock or ("graph" if self.device.type == "cuda" else "wall")
+
+    @property
+    def small(self) -> bool:
+        """Whether everything is tiny: the machinery is tried, not the speed."""
+        return self.shapes == ("tiny",)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A dtype without its package."""
+    return str(dtype).removeprefix("torch.")
+
+
+def ops() -> list[str]:
+    """The ops that have a benchmark."""
+    found = Path(__file__).parent.glob("bench_*.py")
+    return sorted({p.stem.removeprefix("bench_") for p in found} & {p.name for p in _rooms()})
+
+
+def _rooms() -> Iterable[Path]:
+    return (p for p in (Path(_backend.__file__).parent / "ops").iterdir() if p.is_dir())
+
+
+def cases(op: str, setup: Setup) -> Iterator[Case]:
+    """The cases of an op in the shapes and dtypes asked for.
+
+    Raises:
+        ValueError: there is no such op, or it has no such set of shapes.
+    """
+    if op not in ops():
+        raise ValueError(f"op: expected one of {', '.join(ops())}, got {op!r}")
+    yield from importlib.import_module(f"fastmask._benchmarks.bench_{op}").cases(setup)
+
+
+def backends(case: Case, setup: Setup) -> tuple[list[str], list[str]]:
+    """The back ends on which a case is timed, and a sentence for each that cannot run it."""
+    usable, refused = [], []
+    compiled = [b for b in _backend.preference(setup.device.type) if b != "reference"]
+    for name in setup.backends or compiled:
+        try:
+            _backend.resolve(case.op, name, setup.device, case.dtype)
+            usable.append(name)
+        except BackendUnavailable as error:
+            refused.append(str(error))
+    return usable, refused
+
+
+def measured(case: Case, setup: Setup, names: Sequence[str]) -> list[Row]:
+    """Verify a case on each back end, time it beside its rivals, and return a row for each.
+
+    Raises:
+        AssertionError: a back end's result is wrong; nothing is timed.
+    """
+    torch.compiler.reset()
+    contest = case.prepare()
+    with torch.set_grad_enabled(contest.grad):
+        for name in names:
+            contest.verify(name)
+    ours = {name: functools.partial(contest.ours, name) for name in names}
+    rivals = {k: v for k, v in contest.rivals.items() if setup.compiled or "compile" not in k}
+    assert not rivals.keys() - set(RIVALS), rivals.keys()
+    calls = timing.calls_a_turn(setup.device, case.bytes_moved)
+    with torch.set_grad_enabled(contest.grad):
+        times, uncaptured = timing.seconds(
+            {**ours, **rivals}, setup.device, setup.rounds, setup.counted, setup.limit, calls
+        )
+    if setup.device.type == "cuda" and setup.counted != "graph":
+        uncaptured = []
+    return [_row(case, setup, name, times, uncaptured) for name in names]
+
+
+def _row(
+    case: Case, setup: Setup, backend: str, times: dict[str, list[float]], uncaptured: list[str]
+) -> Row:
+    taken, device = times[backend], setup.device
+    middle = statistics.median(taken)
+    clock = setup.counted if device.type == "cpu" else "wall"
+    bandwidth = timing.bandwidth(device, clock, setup.small)
+    peak = timing.peak(device, case.dtype, clock, setup.small) if case.flops else 0.0
+    moving = case.bytes_moved / bandwidth
+    adding = case.flops / peak if peak else 0.0
+    on_cpu = device.type == "cpu"
+    found: dict[str, object] = {
+        "commit": commit(),
+        "device": device_name(device),
+        "torch": torch.__version__,
+        "triton": version("triton"),
+        "op": case.op,
+        "backend": backend,
+        "dtype": name_of(case.dtype),
+        "shape": case.shape,
+        "density": case.density,
+        "threads": torch.get_num_threads() if on_cpu else "",
+        "malloc": ("tuned" if tuned() else "default") if on_cpu else "",
+        "clock": "events" if backend in uncaptured else setup.counted,
+        "gb_per_s": f"{case.bytes_moved / middle / 1e9:.2f}",
+        "gflop_per_s": f"{case.flops / middle / 1e9:.2f}" if case.flops else "",
+        "roof_gb_per_s": f"{bandwidth / 1e9:.2f}",
+        "roof_gflop_per_s": f"{peak / 1e9:.2f}" if peak else "",
+        "bound": "flops" if adding > moving else "bytes",
+        "floor_share": f"{max(moving, adding) / middle:.3f}",
+        "uncaptured": "/".join(name for name in uncaptured if name in RIVALS),
+        "load": f"{os.getloadavg()[0]:.1f}",
+    }
+    for name, share in (("p20_ms", 0.2), ("p50_ms", 0.5), ("p80_ms", 0.8)):
+        found[name] = f"{_percentile(taken, share) * 1e3:.4f}"
+    for name in RIVALS:
+        others = times.get(name)
+        ratios = [b / a for a, b in zip(taken, others, strict=True)] if others else None
+        column = f"x_{name.replace(' ', '_')}"
+        found[column] = "" if ratios is None else f"{statistics.median(ratios):.2f}"
+    return {name: str(found[name]) for name in COLUMNS}
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, round(share * (len(ordered) - 1)))]
 
 
-def measure(
-    case: Case, rounds: int, clock: Callable[[], float] = time.perf_counter, seconds: float = 10.0
-) -> dict[str, list[float]]:
-    """Seconds of each contestant in each round, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in case.contestants}
-    order, started = list(case.contestants), time.perf_counter()
-    shuffle = random.Random(0)
-    for i in range(rounds + 1):
-        shuffle.shuffle(order)
-        for name in order:
-            begin = clock()
-            case.contestants[name](i)
-            times[name].append(clock() - begin)
-        if i >= 3 and time.perf_counter() - started > seconds:
-            break
-    return {name: taken[1:] for name, taken in times.items()}
+@dataclass
+class Outcome:
+    """What a run of cases came to."""
+
+    rows: list[Row] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    passed_by: list[str] = field(default_factory=list)
+
+
+def run(
+    planned: Iterable[Case],
+    setup: Setup,
+    say: Callable[[str], None] = print,
+    until: float = float("inf"),
+    table: Path | None = None,
+) -> Outcome:
+    """Measure cases until `time.monotonic()` reaches `until`; rows go to a CSV file as they come.
+
+    A case whose result is wrong is named and not timed, one that no back end can run is passed by, each
+    with one line.
+    """
+    outcome = Outcome()
+    for case in planned:
+        if time.monotonic() > until:
+            outcome.left_out.append(str(case))
+            continue
+        names, refused = backends(case, setup)
+        for sentence in refused:
+            if sentence not in outcome.passed_by:
+                outcome.passed_by.append(sentence)
+                say(f"passed by: {sentence}")
+        if not names:
+            continue
+        try:
+            rows = measured(case, setup, names)
+        except AssertionError as error:
+            outcome.wrong.append(f"{case}: {error}")
+            say(f"WRONG, not timed: {outcome.wrong[-1]}")
+            continue
+        except torch.OutOfMemoryError as error:
+            outcome.left_out.append(f"{case} (out of memory)")
+            say(f"left out: {case}: {str(error).splitlines()[0]}")
+            continue
+        outcome.rows += rows
+        for row in rows:
+            say(line(row))
+        if table is not None:
+            append(table, rows)
+    return outcome
+
+
+def line(row: Row) -> str:
+    """A row as one line of text."""
+    ratios = "  ".join(
+        f"{row[c]}x {c[2:].replace('_', ' ')}" for c in COLUMNS if c[:2] == "x_" and row[c]
+    )
+    rate = f", {row['gflop_per_s']} GFLOP/s" if row["gflop_per_s"] else ""
+    return (
+        f"{row['op']} {row['backend']} {row['dtype']} {row['shape']} density {row['density']}: "
+        f"{row['p50_ms']} ms, {row['gb_per_s']} GB/s{rate}, floor {row['floor_share']} ({row['bound']}); "
+        f"{ratios}; load {row['load']}"
+    )
+
+
+def append(table: Path, rows: Sequence[Row]) -> None:
+    """Add rows to a CSV file, whose columns must be these.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+    new = not table.exists()
+    if not new:
+        with table.open(encoding="utf-8", newline="") as file:
+            if tuple(next(csv.reader(file), ())) != COLUMNS:
+                raise ValueError(f"{table}: its columns are of another version; name a new file")
+    with table.open("a", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
 
 
 @functools.cache
-def copy_bandwidth(clock: Callable[[], float] = time.perf_counter) -> float:
-    """Bytes a second, read and written, of the fastest of a few copies of 256 MB."""
-    source, target = torch.ones(2**26), torch.ones(2**26)
-    taken = []
-    for _ in range(7):
-        begin = clock()
-        target.copy_(source)
-        taken.append(clock() - begin)
-    return 2 * source.nbytes / min(taken)
-
-
-def row(case: Case, times: dict[str, list[float]], clock: str) -> dict[str, object]:
-    """The CSV row of a measured case."""
-    ours = times["fastmask"]
-    middle = statistics.median(ours)
-    found: dict[str, object] = {
-        "commit": commit(),
-        "device": device(),
-        "torch": torch.__version__,
-        "triton": version("triton"),
-        "op": case.op,
-        "backend": case.backend,
-        "dtype": case.dtype,
-        "shape": case.shape,
-        "density": case.density,
-        "threads": torch.get_num_threads(),
-        "clock": clock,
-        "gb_per_s": f"{case.bytes_moved / middle / 1e9:.2f}",
-        "floor_share": f"{case.bytes_moved / copy_bandwidth(CLOCKS[clock]) / middle:.3f}",
-        "load": f"{os.getloadavg()[0]:.1f}",
-    }
-    for name, share in (("p20_ms", 0.2), ("p50_ms", 0.5), ("p80_ms", 0.8)):
-        found[name] = f"{percentile(ours, share) * 1e3:.4f}"
-    for name in BASELINES:
-        others = times.get(name)
-        ratios = [b / a for a, b in zip(ours, others, strict=True)] if others else None
-        column = f"x_{name.replace(' ', '_')}"
-        found[column] = "" if ratios is None else f"{statistics.median(ratios):.2f}"
-    return {name: found[name] for name in COLUMNS}
-
-
 def commit() -> str:
-    """The commit measured, with a + where the tree differs from it."""
-    here = Path(__file__).parent
-    git = ("git", "-C", str(here))
+    """The commit measured, with a + where the tree differs from it; the version where there is no tree."""
+    root = Path(_backend.__file__).parents[1]
+    if not (root / ".git").exists():
+        return importlib.metadata.version("fastmask")
+    git = ("git", "-C", str(root))
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "../csrc", "../fastmask/ops"],
+        [*git, "status", "--porcelain", "--", "csrc", "fastmask/ops"],
         capture_output=True,
         text=True,
     )
@@ -134,15 +318,18 @@ def commit() -> str:
 
 
 @functools.cache
-def device() -> str:
-    """The processor's name, with the engine's instruction set."""
-    from fastmask import _cpu
-
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the processor's with the engine's instruction set."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-        name = named[0] if named else name
+        named = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
+        name = named[1] if named else name
+    if _backend.missing("cpu") is not None:
+        return name
+    from fastmask import _cpu
+
     return f"{name}, {_cpu.isa()}"
 
 
@@ -154,42 +341,48 @@ def version(package: str) -> str:
         return ""
 
 
-def rotate(*tensors: torch.Tensor, past: int = 2**26) -> list[tuple[torch.Tensor, ...]]:
-    """Copies of the same tensors, as many as it takes to reach past every cache, at most 8."""
-    size = sum(tensor.nbytes for tensor in tensors)
-    copies = min(8, 1 + past // max(size, 1))
-    return [tensors, *(tuple(t.clone() for t in tensors) for _ in range(copies - 1))]
+def tuned() -> bool:
+    """Whether this process was started with the tuned allocator."""
+    return all(os.environ.get(name) == value for name, value in TUNED.items())
 
 
-def report(cases: Iterable[Case], description: str | None) -> None:
-    """Command line of a benchmark: verify and time each case, print a line each, append rows to --csv."""
-    parser = argparse.ArgumentParser(description=description)
+def restart_tuned() -> None:
+    """Start this program again with the tuned allocator, which is read before main; does not return."""
+    arguments = [sys.executable, *sys.orig_argv[1:]]
+    os.execve(sys.executable, arguments, {**os.environ, **TUNED})
+
+
+def main(op: str, description: str | None) -> None:
+    """Command line of a bench_<op>.py: verify and time each case, print a line each, append rows to --csv."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shapes", default="default", help="sets of shapes, with commas [default]")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ... [cpu]")
+    parser.add_argument("--dtype", choices=DTYPES, action="append", help="repeat for several")
+    parser.add_argument("--backend", action="append", help="repeat for several [all compiled ones]")
+    parser.add_argument("--compile", action="store_true", help="torch.compile competes too")
     parser.add_argument("--rounds", type=int, default=25, help="rounds a case [25]")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--malloc", choices=("default", "tuned"), default="default")
     parser.add_argument("--csv", type=Path, help="file to which the rows are appended")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what is counted [wall]")
-    options = parser.parse_args()
-    if options.clock == "thread" and options.threads != 1:
+    clocks = (*timing.CLOCKS, "graph", "events")
+    parser.add_argument("--clock", choices=clocks, default="", help="what is counted")
+    given = parser.parse_args()
+    if given.clock == "thread" and given.threads != 1:
         parser.error("--clock thread counts one thread alone: give --threads 1 with it")
-    torch.set_num_threads(options.threads)
-    rows = []
-    for case in cases:
-        case.verify()
-        times = measure(case, options.rounds, CLOCKS[options.clock])
-        rows.append(row(case, times, options.clock))
-        found = rows[-1]
-        ratios = "  ".join(
-            f"{found[c]}x {c[2:].replace('_', ' ')}" for c in COLUMNS if c[:2] == "x_" and found[c]
-        )
-        print(
-            f"{case.op} {case.dtype} {case.shape} density {case.density}: {found['p50_ms']} ms, "
-            f"{found['gb_per_s']} GB/s, floor {found['floor_share']}; {ratios}; load {found['load']}",
-            flush=True,
-        )
-    if options.csv is not None:
-        new = not options.csv.exists()
-        with options.csv.open("a", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if new:
-                writer.writeheader()
-            writer.writerows(rows)
+    if given.malloc == "tuned" and not tuned():
+        restart_tuned()
+    torch.set_num_threads(given.threads)
+    setup = Setup(
+        device=torch.device(given.device),
+        shapes=tuple(given.shapes.split(",")),
+        dtypes=tuple(DTYPES[name] for name in given.dtype or ()),
+        backends=tuple(given.backend or ()),
+        compiled=given.compile,
+        rounds=given.rounds,
+        clock=given.clock,
+    )
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    outcome = run(cases(op, setup), setup, table=given.csv)
+    sys.exit(1 if outcome.wrong else 0)

@@ -1,13 +1,197 @@
-"""Benchmarks run, agree before they time, and say a ratio."""
+"""Benchmarks run, agree before they time, and say a ratio; the table and figure come from the file."""
 
 from __future__ import annotations
 
+import dataclasses
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from fastmask import _backend
+from fastmask._benchmarks import figures, harness, rivals, shapes, timing
+from fastmask.cli.app import app
+
 ROOT = Path(__file__).parents[1]
+OPS = sorted(p.name for p in (ROOT / "fastmask" / "ops").iterdir() if (p / "op.py").exists())
+TINY = harness.Setup(shapes=("tiny",), rounds=1, limit=0.2)
+
+
+def test_every_op_has_a_benchmark() -> None:
+    assert harness.ops() == OPS
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_each_case_is_right_and_timed(op: str, tmp_path: Path) -> None:
+    """On the reference, which every op has, and on what is compiled; with every rival but compiled ones."""
+    table = tmp_path / "rows.csv"
+    compiled = harness.run(harness.cases(op, TINY), TINY)
+    setup = dataclasses.replace(TINY, backends=("reference",))
+    outcome = harness.run(harness.cases(op, setup), setup, table=table)
+    assert not outcome.wrong
+    assert not compiled.wrong
+    assert len(outcome.rows) == len(list(harness.cases(op, setup)))
+    assert bool(compiled.rows) != bool(compiled.passed_by)
+    assert all(float(row["p50_ms"]) > 0 for row in outcome.rows)
+    assert any(
+        row[f"x_{name.replace(' ', '_')}"] for row in outcome.rows for name in harness.RIVALS
+    )
+    assert figures.read(table) == outcome.rows
+    assert f"## {op}" in figures.markdown(outcome.rows)
+
+
+def test_rivals_compute_the_same() -> None:
+    setup = dataclasses.replace(TINY, dtypes=(torch.float32,), compiled=True)
+    case = next(c for c in harness.cases("masked_linear", setup) if c.shape == "N16 K64 B6")
+    contest = case.prepare()
+    want = contest.ours("reference", 0)
+    assert isinstance(want, torch.Tensor)
+    same = contest.rivals.keys() - {"dense"}
+    assert {"compile", "compile packed", "prune", "eager bool"} <= same
+    with torch.no_grad():
+        for name in same:
+            torch.testing.assert_close(contest.rivals[name](1), want)
+    torch.compiler.reset()
+
+
+def test_what_is_wrong_is_not_timed() -> None:
+    def refuse(backend: str) -> None:
+        raise AssertionError(f"{backend} is off by one")
+
+    def never(*_: object) -> None:
+        raise RuntimeError("timed")
+
+    case = harness.Case(
+        "pack", torch.bool, "n1", 0.5, 1, lambda: harness.Contest(refuse, never, {"dense": never})
+    )
+    said: list[str] = []
+    outcome = harness.run([case], dataclasses.replace(TINY, backends=("reference",)), said.append)
+    assert not outcome.rows
+    assert outcome.wrong == ["pack bool n1 density 0.5: reference is off by one"]
+    assert said == ["WRONG, not timed: pack bool n1 density 0.5: reference is off by one"]
+
+
+def test_what_no_back_end_takes_is_passed_by_in_one_line() -> None:
+    setup = dataclasses.replace(TINY, backends=("triton",))
+    said: list[str] = []
+    outcome = harness.run(harness.cases("masked_linear", setup), setup, said.append)
+    if _backend.missing("triton") is None:
+        pytest.skip("Triton runs here")
+    assert not outcome.rows
+    assert len(said) == len(outcome.passed_by) == 1
+    assert "cannot be used" in said[0]
+
+
+def test_cases_behind_the_limit_are_named() -> None:
+    outcome = harness.run(harness.cases("pack", TINY), TINY, until=0.0)
+    assert outcome.left_out == [
+        "pack bool n4099 density 0.5",
+        "pack float32 n4099 density 0.5",
+    ]
+
+
+def test_turns_count_every_contestant_and_drop_the_first_round() -> None:
+    seen: list[int] = []
+    times, uncaptured = timing.seconds(
+        {"a": seen.append, "b": lambda i: None}, torch.device("cpu"), 5, "wall", 9.0, 3
+    )
+    assert seen == list(range(18))
+    assert {name: len(taken) for name, taken in times.items()} == {"a": 5, "b": 5}
+    assert uncaptured == []
+
+
+def test_networks_have_their_parameters() -> None:
+    known = {
+        "resnet18": (62, 11_689_512),
+        "resnet50": (161, 25_557_032),
+        "vit-b": (152, 86_567_656),
+    }
+    for name, sizes in shapes.parameters(tuple(known), ()):
+        assert (len(sizes), sum(sizes)) == known[name]
+
+
+def test_shapes_by_name_and_by_size() -> None:
+    assert list(shapes.linear(("5x7x2",), "cpu")) == [(5, 7, 2)]
+    assert (4096, 4096, 1) in set(shapes.linear(("default",), "cuda"))
+    assert (128256, 4096, 4096) in set(shapes.linear(("all",), "cpu"))
+    assert (64, 64, 3, 56, 1, 256) in set(shapes.conv(("resnet18",), "cpu"))
+    for wrong in (shapes.linear, shapes.conv, shapes.counts, shapes.parameters):
+        with pytest.raises(ValueError, match="got 'nope'"):
+            list(wrong(("nope",), ()))  # type: ignore[operator]
+
+
+def test_unpacked_in_plain_torch() -> None:
+    from fastmask import ops
+
+    keep = torch.rand(3, 16) < 0.5
+    want = torch.where(keep, 1.0, 0.0)
+    assert torch.equal(rivals.unpacked(torch.ones(3, 16), ops.pack(keep)), want)
+
+
+def test_command_and_figure(tmp_path: Path) -> None:
+    table = tmp_path / "mine.csv"
+    run = CliRunner().invoke(
+        app,
+        ["bench", "masked_linear", "popcount", "--shapes", "tiny", "--rounds", "1", "--device", "cpu",
+         "--csv", str(table)],
+        env={"COLUMNS": "120"},
+    )  # fmt: skip
+    assert run.exit_code == 0, run.output
+    assert "masked_linear, cpu, float32" in run.output or _backend.missing("cpu")
+    drawn = CliRunner().invoke(app, ["bench", "--from", str(table)])
+    assert drawn.exit_code == 0, drawn.output
+    pytest.importorskip("matplotlib")
+    for suffix in ("", "-roofline"):
+        assert any((tmp_path / f"mine{suffix}{end}").exists() for end in (".md", ".svg"))
+    assert (tmp_path / "mine-roofline.png").stat().st_size > 10_000
+    table.write_text("op\npack\n")
+    refused = CliRunner().invoke(app, ["bench", "--from", str(table)])
+    assert refused.exit_code == 2
+    assert "not a table of this version" in refused.output
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["nothing"], "op: expected one of compressed_linear"),
+        (["pack", "--shapes", "nope"], "got 'nope'"),
+        (["pack", "--dtype", "int8"], "--dtype: expected one of float32"),
+        (["pack", "--backend", "tpu"], "--backend: expected one of reference"),
+        (["pack", "--device", "nope"], "--device: nope"),
+        (["pack", "--malloc", "fast"], "--malloc: expected default or tuned"),
+    ],
+)
+def test_refusals_of_the_command(arguments: list[str], said: str) -> None:
+    run = CliRunner().invoke(app, ["bench", *arguments])
+    assert run.exit_code == 2
+    assert said in run.output
+
+
+def test_the_command_lists_cases_and_times_nothing() -> None:
+    run = CliRunner().invoke(app, ["bench", "--list", "--shapes", "default", "--device", "cpu"])
+    assert run.exit_code == 0, run.output
+    assert "masked_linear float32 N4096 K4096 B8 S8 density 0.5" in run.output.splitlines()
+    assert "learned_linear float32 N4096 K4096 B64 S4 density 0.5" in run.output.splitlines()
+
+
+def test_programs_are_in_what_is_installed(tmp_path: Path) -> None:
+    """As a wheel has them: copied beside the package's own modules, with no checkout around."""
+    built = subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    run = subprocess.run(
+        [sys.executable, "-m", "fastmask", "bench", "pack", "--list", "--device", "cpu"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert run.stdout.splitlines()[0] == "pack bool n16777216 density 0.5", run.stderr
 
 
 def test_the_sweep_is_compared_and_timed() -> None:

@@ -20,6 +20,7 @@ RANKS = {
     "_backend": 1,
     "_triton": 1,
     "_store": 1,
+    "_benchmarks": 1,
     "ops._": 2,
     "ops.reference": 3,
     "ops.op": 4,

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fastmask import __version__
-from fastmask.cli import data, info, report, transfer
+from fastmask.cli import bench, data, info, report, transfer
 
 app = typer.Typer(
     help="One-bit masks over the weights of a pretrained network.",
@@ -39,4 +39,5 @@ def _root(
 transfer.add_to(app)
 report.add_to(app)
 data.add_to(app)
+bench.add_to(app)
 info.add_to(app)
