@@ -19,6 +19,7 @@ FASTMASK_DECLARE(portable)
 #ifdef FASTMASK_X86
 FASTMASK_DECLARE(avx2)
 FASTMASK_DECLARE(avx512)
+FASTMASK_DECLARE(avx512bf16)
 #endif
 
 namespace {
@@ -29,8 +30,10 @@ std::vector<const Kernels*> present() {
 #ifdef FASTMASK_X86
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("popcnt"))
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("popcnt")) {
+    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::kernels);
     found.push_back(&avx512::kernels);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"))
     found.push_back(&avx2::kernels);
 #endif
@@ -88,6 +91,12 @@ PYBIND11_MODULE(_cpu, m) {
       "Names of the instruction sets this processor has kernels for, fastest first.");
   m.def("borrow", &borrow, "Run on the threads of an OpenMP runtime from now on: the address of its GOMP_parallel.");
   m.def("use", &use, "Take the kernels of another instruction set from now on.");
+  m.def(
+      "all_ones",
+      [](uintptr_t bits, int64_t samples, int64_t n) {
+        return all_ones(reinterpret_cast<const uint8_t*>(bits), samples, n);
+      },
+      "Whether all n bits of all masks are 1.");
 #define X(kernel, arguments) def(m, #kernel, &Kernels::kernel);
   FASTMASK_KERNELS(X)
 #undef X

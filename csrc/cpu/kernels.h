@@ -7,6 +7,8 @@
 
 #include <stdint.h>
 
+#include "../bits.h"
+
 // X(name, arguments); all return nothing.
 #define FASTMASK_KERNELS(X)                                                                                       \
   /* bits of n bools; of n scores > mu */                                                                         \
@@ -21,17 +23,16 @@
                   uint8_t* bits, int64_t threads))                                                                \
   /* bits of the k largest of n scores, the lower index first among equals */                                     \
   X(topk_mask, (const void* scores, int64_t kind, int64_t n, int64_t k, uint8_t* bits, int64_t threads))          \
-  /* whether all n bits of all masks are 1 */                                                                     \
-  X(all_ones, (const uint8_t* bits, int64_t samples, int64_t n, int64_t* result))                                 \
-  /* y (b, n) of x (b, k) and w (n, k); rows of x by mask: `starts` (samples + 1), or null for equal groups.      \
-     `panels` is scratch for x, each mask's rows padded to 64; null computes by dot products, for few rows */     \
-  X(masked_linear, (const float* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,      \
-                    int64_t samples, int64_t b, int64_t n, int64_t k, const float* bias, float* y, float* panels, \
-                    int64_t threads))                                                                             \
-  /* dx (b, k) of grad (b, n); `panels` is scratch for grad, or null for few rows */                              \
-  X(masked_linear_grad_input, (const float* grad, const void* w, int64_t kind, const uint8_t* bits,               \
-                               const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, float* dx, \
-                               float* panels, int64_t threads))                                                   \
+  /* y (b, n) of x (b, k), w (n, k) and bias (n) or null, all of a kind; rows of x by mask: `starts` (samples + 1),   \
+     or null for equal groups. `few` rows are multiplied as w is read; more only in float32 or with bfloat16's        \
+     instructions */                                                                                               \
+  X(masked_linear, (const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,        \
+                    int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y, int64_t few,      \
+                    int64_t threads))                                                                              \
+  /* dx (b, k) of grad (b, n) */                                                                                   \
+  X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                 \
+                               const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,  \
+                               int64_t few, int64_t threads))                                                      \
   /* out (n) = g * w * s(1 - s) / tau of the relaxed sample s, its noise drawn again; or plus that */             \
   X(straight_through, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,           \
                        uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads))         \
@@ -47,6 +48,15 @@
   X(restore_frozen_, (const int64_t* table, int64_t count, int64_t size, int64_t threads))
 
 namespace fastmask {
+
+// Whether all n bits of all masks are 1; of every instruction set.
+inline bool all_ones(const uint8_t* bits, int64_t samples, int64_t n) {
+  const int64_t words = packed_words(n);
+  for (int64_t s = 0; s < samples; s++)
+    for (int64_t i = 0; i < words; i++)
+      if (load_word(bits, s * words + i) != low_ones(n - 64 * i)) return false;
+  return true;
+}
 
 struct Kernels {
   const char* name;

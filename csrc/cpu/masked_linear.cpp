@@ -2,386 +2,410 @@
 //
 // Few rows of x a mask (decoding, heads): dot products along k. W streams from memory once, selected as it is loaded
 // (AVX-512: a zeroing load under 16 of the mask's bits, which costs nothing), and is used for all rows and masks
-// while it is in cache. Memory sets the pace.
+// while it is in cache. Memory sets the pace. Bfloat16 is multiplied in pairs where the processor can (vdpbf16ps).
 //
-// More rows: a block of W is selected into scratch that stays in L2, and its entries are broadcast against panels of
-// x laid out transposed; FMA sets the pace. The same product, with the block read the other way, is dY W.
+// More rows: masked_linear_many.cpp.
 //
-// An output is the sum of its products in an order that depends on K alone: neither on threads nor on blocks of rows.
-#include <new>
-
+// An output is the sum of its products in an order that depends on K alone: neither on threads nor on other rows.
 #include "kernels.h"
-#include "vec.h"
+#include "linear.h"
 
 namespace fastmask {
 namespace FASTMASK_ISA {
 namespace {
 
-// Rows of W in the registers of one tile of dot products, and of one pass of multiples; a block of the product.
+// A tile of dot products is kTall rows of W by up to kTallB of x, or kLow by up to kTileB: all sums in registers.
 #if defined(__AVX512F__)
-constexpr int kTileN = 4, kAddedAtOnce = 8;
-constexpr int MR = 12, NV = 2;  // 24 sums, 2 vectors of x, 1 broadcast weight: 27 of 32 registers
+constexpr int kTall = 4, kTallB = 6, kLow = 3, kTileB = 8;
 #elif defined(__AVX2__)
-constexpr int kTileN = 2, kAddedAtOnce = 4;
-constexpr int MR = 6, NV = 2;  // 15 of 16 registers
+constexpr int kTall = 4, kTallB = 2, kLow = 2, kTileB = 4;
 #else
-constexpr int kTileN = 1, kAddedAtOnce = 2;
-constexpr int MR = 4, NV = 1;
+constexpr int kTall = 2, kTallB = 2, kLow = 1, kTileB = 4;
 #endif
-constexpr int64_t kTileB = 4;       // rows of x in the registers of one tile
-constexpr int64_t kPanel = NV * L;  // columns of x^T side by side
-constexpr int64_t kDepth = 256;     // products summed before they are added to the rest
-constexpr int64_t kRowsAtOnce = 512;
-constexpr int64_t kBlock = 96;  // outputs a task; a multiple of every MR; with kDepth 96 KB of L2
-constexpr int64_t kTaskWeights = 1 << 14;
+// Weights a task: a megabyte, so that streams are long; less where threads would idle, never less than pays for one.
+constexpr int64_t kMostWeights = 1 << 18, kLeastProducts = 1 << 17;
 
-inline F weight(const float* p, M m) { return load(p, m); }
-inline F weight(const uint16_t* p, M m) { return keep(widen(p), m); }
-inline F weight_tail(const float* p, M m, int64_t count) { return load(p, both(m, first(count))); }
-inline F weight_tail(const uint16_t* p, M m, int64_t count) {
-  uint16_t whole[L] = {};
-  memcpy(whole, p, 2 * size_t(count));
-  return keep(widen(whole), m);
-}
-inline float plain(float v) { return v; }
-inline float plain(uint16_t v) { return widen_one(v); }
-
-// Equal consecutive groups of rows, or those that `starts` (samples + 1) names.
-struct Rows {
-  const int64_t* starts;
-  int64_t rows, samples;
-  int64_t begin(int64_t s) const { return starts != nullptr ? starts[s] : s * (rows / samples); }
-  int64_t end(int64_t s) const { return begin(s + 1); }
+// Weights of a row that are multiplied at once, their numbers of x, and how.
+template <class T>
+struct Step {
+  static constexpr int64_t width = L;
+  using X = float;
+  using V = F;
+  static V all(const float* p) { return load(p); }
+  static V all(const uint16_t* p) { return widen(p); }
+  static V some(const T* p, const uint8_t* bits) { return weight(p, lanes(bits)); }
+  static V tail(const T* p, uint64_t bits, int64_t count) { return weight_tail(p, lanes(bits, 0), count); }
+  static V select(V v, const uint8_t* bits) { return keep(v, lanes(bits)); }
+  static V rows(const float* p) { return load(p); }
+  static F add(F sum, V w, V x) { return fma(w, x, sum); }
 };
 
-// BT rows of x, vector after vector: (k / L, BT, L), zeros past the end. Rows a power of two apart would share one set
-// of the cache.
-void interleave(const float* x, int64_t count, int64_t k, float* out) {
+#if defined(__AVX512BF16__)
+// Two products a lane, one after the other, each rounded once; numbers below 2^-126 count as 0.
+template <>
+struct Step<uint16_t> {
+  static constexpr int64_t width = 2 * L;
+  using X = uint16_t;
+  using V = __m512i;
+  static __mmask32 lanes32(const uint8_t* bits) {
+    uint32_t value;
+    memcpy(&value, bits, 4);
+    return value;
+  }
+  static V all(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static V some(const uint16_t* p, const uint8_t* bits) { return _mm512_maskz_loadu_epi16(lanes32(bits), p); }
+  static V tail(const uint16_t* p, uint64_t bits, int64_t) { return _mm512_maskz_loadu_epi16(__mmask32(bits), p); }
+  static V select(V v, const uint8_t* bits) { return _mm512_maskz_mov_epi16(lanes32(bits), v); }
+  static V rows(const uint16_t* p) { return _mm512_loadu_si512(p); }
+  static F add(F sum, V w, V x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
+};
+#endif
+
+// Numbers of x up to a whole step: zeros past the end of a row.
+template <class T>
+int64_t whole_steps(int64_t k) {
+  return (k + Step<T>::width - 1) / Step<T>::width * Step<T>::width;
+}
+
+inline void convert(float* to, const float* from, int64_t count) { memcpy(to, from, size_t(count) * 4); }
+inline void convert(uint16_t* to, const uint16_t* from, int64_t count) { memcpy(to, from, size_t(count) * 2); }
+inline void convert(float* to, const uint16_t* from, int64_t count) {
+  for (int64_t i = 0; i < count; i++) to[i] = widen_one(from[i]);
+}
+
+// `count` rows of x, step after step: (k / width, count, width), zeros past the end. Rows a power of two apart would
+// share one set of the cache.
+template <class T>
+void interleave(const T* x, int64_t count, int64_t k, typename Step<T>::X* out) {
+  constexpr int64_t width = Step<T>::width;
   for (int64_t b = 0; b < count; b++) {
-    float* at = out + b * L;
-    for (int64_t i = 0; i < k; i += L, at += count * L)
-      store(at, i + L <= k ? load(x + b * k + i) : load(x + b * k + i, first(k - i)));
+    typename Step<T>::X* at = out + b * width;
+    const T* row = x + b * k;
+    int64_t i = 0;
+    for (; i + width <= k; i += width, at += count * width) convert(at, row + i, width);
+    if (i < k) {
+      memset(at, 0, width * sizeof *at);
+      convert(at, row + i, k - i);
+    }
   }
 }
 
-// y[b, r] for R rows of W and BT interleaved rows of x. Every sum has lanes of its own, whatever R and BT are.
-template <int R, int BT, class T>
-inline void tile(const T* w, const uint8_t* const* bits, int64_t k, const float* x, float* y, int64_t n,
-                 const float* bias) {
-  F sums[R][BT];
+// The `count` bits at an address, in the lowest places.
+inline uint64_t last_bits(const uint8_t* bits, int64_t count) {
+  uint64_t value = 0;
+  memcpy(&value, bits, size_t(count + 7) / 8);
+  return value & low_ones(count);
+}
+
+// y[b, r] for R rows of W and B interleaved rows of x; row r of W has its bits at bits[0] + r * stride or, where each
+// row of x has a mask of its own, at bits[b] + r * stride. Every sum has lanes of its own, whatever R and B are.
+template <int R, int B, bool own, bool near, class T>
+inline void tile(const T* w, const uint8_t* const* bits, int64_t stride, int64_t k, const typename Step<T>::X* x, T* y,
+                 int64_t n, const T* bias) {
+  using S = Step<T>;
+  F sums[R][B];
   for (int r = 0; r < R; r++)
-    for (int b = 0; b < BT; b++) sums[r][b] = set1(0.0f);
+    for (int b = 0; b < B; b++) sums[r][b] = set1(0.0f);
   int64_t i = 0;
-  for (; i + L <= k; i += L) {
-    F v[R];
+  for (; i + S::width <= k; i += S::width) {
+    typename S::V v[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
-      v[r] = weight(w + r * k + i, lanes(bits[r] + i / 8));
+      const T* p = w + r * k + i;
+      v[r] = own ? S::all(p) : S::some(p, bits[0] + r * stride + i / 8);
       // The rows that come next, so that memory does not wait for the sums.
-      __builtin_prefetch(w + (R + r) * k + i, 0, 2);
+      if (near) __builtin_prefetch(p + R * k, 0, 2);
     }
 #pragma GCC unroll 8
-    for (int b = 0; b < BT; b++) {
-      const F rows = load(x + i * BT + b * L);
+    for (int b = 0; b < B; b++) {
+      const typename S::V rows = S::rows(x + i * B + b * S::width);
 #pragma GCC unroll 8
-      for (int r = 0; r < R; r++) sums[r][b] = fma(v[r], rows, sums[r][b]);
+      for (int r = 0; r < R; r++)
+        sums[r][b] = S::add(sums[r][b], own ? S::select(v[r], bits[b] + r * stride + i / 8) : v[r], rows);
     }
   }
   if (i < k) {
     for (int r = 0; r < R; r++) {
-      const F v = weight_tail(w + r * k + i, lanes(bits[r] + i / 8), k - i);
-      for (int b = 0; b < BT; b++) sums[r][b] = fma(v, load(x + i * BT + b * L), sums[r][b]);
+      for (int b = 0; b < B; b++) {
+        const uint64_t here = last_bits(bits[own ? b : 0] + r * stride + i / 8, k - i);
+        const typename S::V v = S::tail(w + r * k + i, here, k - i);
+        sums[r][b] = S::add(sums[r][b], v, S::rows(x + i * B + b * S::width));
+      }
     }
   }
   for (int r = 0; r < R; r++)
-    for (int b = 0; b < BT; b++) y[b * n + r] = sum(sums[r][b]) + (bias != nullptr ? bias[r] : 0.0f);
+    for (int b = 0; b < B; b++) put(y + b * n + r, sum(sums[r][b]) + (bias != nullptr ? plain(bias[r]) : 0.0f));
 }
 
-template <int R, class T>
-inline void tiles(int64_t count, const T* w, const uint8_t* const* bits, int64_t k, const float* x, float* y,
-                  int64_t n, const float* bias) {
-  switch (count) {
-    case 1: return tile<R, 1>(w, bits, k, x, y, n, bias);
-    case 2: return tile<R, 2>(w, bits, k, x, y, n, bias);
-    case 3: return tile<R, 3>(w, bits, k, x, y, n, bias);
-    default: return tile<R, kTileB>(w, bits, k, x, y, n, bias);
-  }
+template <int R, bool own, bool near, class T, int B = 1>
+inline void tiles(int64_t count, const T* w, const uint8_t* const* bits, int64_t stride, int64_t k,
+                  const typename Step<T>::X* x, T* y, int64_t n, const T* bias) {
+  if (count == B) return tile<R, B, own, near>(w, bits, stride, k, x, y, n, bias);
+  if constexpr (B < (R == kTall ? kTallB : kTileB))
+    tiles<R, own, near, T, B + 1>(count, w, bits, stride, k, x, y, n, bias);
 }
 
-// The bits of R rows from element `position` on, byte-aligned: where they lie, or shifted into `scratch`, which has
-// zeros past the end of a row.
+// Where R rows of one mask lie from element `position` on: as they are where rows begin on a byte, else shifted into
+// `scratch`, which has zeros past the end of a row.
 template <int R>
-inline void row_bits(const uint8_t* mask, int64_t position, int64_t k, uint8_t* scratch, const uint8_t** rows) {
-  const int64_t stride = packed_words(k) * 8;
-  for (int r = 0; r < R; r++) {
-    const int64_t begin = position + r * k;
-    if (k % 16 == 0) {
-      rows[r] = mask + begin / 8;
-      continue;
-    }
+inline const uint8_t* row_bits(const uint8_t* mask, int64_t position, int64_t k, int64_t stride, uint8_t* scratch) {
+  if (k % 8 == 0) return mask + position / 8;
+  for (int r = 0; r < R; r++)
     for (int64_t i = 0; i < k; i += 64)
-      store_word(scratch + r * stride, i / 64, bits_at(mask, begin + i, k - i < 64 ? k - i : 64));
-    rows[r] = scratch + r * stride;
-  }
+      store_word(scratch + r * stride, i / 64, bits_at(mask, position + r * k + i, k - i < 64 ? k - i : 64));
+  return scratch;
 }
+
+template <class T>
+struct Few {
+  const T* w;
+  const uint8_t* bits;
+  Rows rows;
+  int64_t n, k;
+  const typename Step<T>::X* x;  // interleaved, up to kTileB rows of a mask at a time
+  const T* bias;
+  T* y;
+  int64_t depth;   // numbers of x a row
+  int64_t bytes;   // a mask
+  int64_t stride;  // bytes from the bits of a row to those of the next
+};
 
 // R rows of W against all rows of x, mask after mask.
 template <int R, class T>
-inline void rows_of_w(const T* w, const uint8_t* bits, int64_t row, int64_t n, int64_t k, const Rows& rows,
-                      const float* x, const float* bias, float* y, uint8_t* scratch) {
-  const int64_t bytes = packed_words(n * k) * 8, depth = (k + L - 1) / L * L;
-  const uint8_t* here[R];
-  for (int64_t s = 0; s < rows.samples; s++) {
-    const int64_t end = rows.end(s);
-    int64_t b = rows.begin(s);
+inline void mask_by_mask(const Few<T>& f, int64_t row, uint8_t* scratch) {
+  const T* bias = f.bias != nullptr ? f.bias + row : nullptr;
+  bool first = true;
+  for (int64_t s = 0; s < f.rows.samples; s++) {
+    const int64_t end = f.rows.end(s);
+    int64_t b = f.rows.begin(s);
     if (b == end) continue;
-    row_bits<R>(bits + s * bytes, row * k, k, scratch, here);
+    const uint8_t* here = row_bits<R>(f.bits + s * f.bytes, row * f.k, f.k, f.stride, scratch);
     for (; b < end; b += kTileB) {
       const int64_t count = end - b < kTileB ? end - b : kTileB;
-      tiles<R>(count, w + row * k, here, k, x + b * depth, y + b * n + row, n, bias != nullptr ? bias + row : nullptr);
+      const auto compute = first ? tiles<R, false, true, T> : tiles<R, false, false, T>;
+      compute(count, f.w + row * f.k, &here, f.stride, f.k, f.x + b * f.depth, f.y + b * f.n + row, f.n, bias);
+      first = false;
     }
   }
 }
 
-template <class T>
-void dots(const float* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k,
-          const float* bias, float* y, int64_t threads) {
-  const int64_t grain = (kTaskWeights / (k > 0 ? k : 1) / kTileN + 1) * kTileN;
-  const int64_t depth = (k + L - 1) / L * L;
-  float* interleaved = new (std::align_val_t(64)) float[size_t(rows.rows * depth)];
-  for (int64_t s = 0; s < rows.samples; s++) {
-    for (int64_t b = rows.begin(s); b < rows.end(s); b += kTileB) {
-      const int64_t count = rows.end(s) - b < kTileB ? rows.end(s) - b : kTileB;
-      interleave(x + b * k, count, k, interleaved + b * depth);
-    }
-  }
-  pieces(n, grain, threads, [=](int64_t begin, int64_t end) {
-    uint8_t* scratch = new uint8_t[size_t(packed_words(k) * 8 * kTileN + 8)];
-    int64_t row = begin;
-    for (; row + kTileN <= end; row += kTileN)
-      rows_of_w<kTileN>(w, bits, row, n, k, rows, interleaved, bias, y, scratch);
-    for (; row < end; row++) rows_of_w<1>(w, bits, row, n, k, rows, interleaved, bias, y, scratch);
-    delete[] scratch;
-  });
-  operator delete[](interleaved, std::align_val_t(64));
-}
-
-// dx (count, ld) += the products of R rows of W, columns [column, column + columns), with grad (count, n).
+// The same where each row of x has a mask of its own: W is loaded once for kTileB masks.
 template <int R, class T>
-inline void add_rows(const T* w, const uint8_t* mask, int64_t row, int64_t n, int64_t k, int64_t column,
-                     int64_t columns, const float* grad, int64_t count, float* dx, int64_t ld) {
-  for (int64_t i = 0; i < columns; i += 64) {
-    const int64_t left = columns - i < 64 ? columns - i : 64;
-    uint64_t words[R];
-    for (int r = 0; r < R; r++) words[r] = bits_at(mask, (row + r) * k + column + i, left);
-    for (int64_t j = 0; j < left; j += L) {
-      const bool whole = j + L <= left;
-      F v[R];
-#pragma GCC unroll 8
-      for (int r = 0; r < R; r++) {
-        const T* p = w + (row + r) * k + column + i + j;
-        v[r] = whole ? weight(p, lanes(words[r], j)) : weight_tail(p, lanes(words[r], j), left - j);
-        __builtin_prefetch(p + R * k, 0, 2);
-      }
-      // dx has room for whole vectors.
-      for (int64_t b = 0; b < count; b++) {
-        F sum = load(dx + b * ld + i + j);
-#pragma GCC unroll 8
-        for (int r = 0; r < R; r++) sum = fma(v[r], set1(grad[b * n + row + r]), sum);
-        store(dx + b * ld + i + j, sum);
-      }
-    }
+inline void masks_at_once(const Few<T>& f, int64_t row, uint8_t* scratch) {
+  const T* bias = f.bias != nullptr ? f.bias + row : nullptr;
+  for (int64_t b = 0; b < f.rows.rows; b += kTileB) {
+    const int64_t count = f.rows.rows - b < kTileB ? f.rows.rows - b : kTileB;
+    const uint8_t* here[kTileB];
+    for (int64_t m = 0; m < count; m++)
+      here[m] = row_bits<R>(f.bits + (b + m) * f.bytes, row * f.k, f.k, f.stride, scratch + m * R * f.stride);
+    tiles<R, true, true>(count, f.w + row * f.k, here, f.stride, f.k, f.x + b * f.depth, f.y + b * f.n + row, f.n,
+                         bias);
   }
 }
 
-// The transposed product for few rows a mask: W is read once, row by row, and its multiples are added up.
+template <int R, class T>
+void rows_of_w(const Few<T>& f, int64_t begin, int64_t end, bool own) {
+  static thread_local Scratch kept;
+  uint8_t* scratch = f.k % 8 == 0 ? nullptr : kept.get<uint8_t>(f.stride * R * kTileB);
+  int64_t row = begin;
+  for (; row + R <= end; row += R) own ? masks_at_once<R>(f, row, scratch) : mask_by_mask<R>(f, row, scratch);
+  for (; row < end; row++) own ? masks_at_once<1>(f, row, scratch) : mask_by_mask<1>(f, row, scratch);
+}
+
 template <class T>
-void multiples(const float* grad, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, float* dx,
+void dots(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias, T* y,
+          int64_t threads) {
+  static thread_local Scratch kept;
+  const int64_t depth = whole_steps<T>(k);
+  auto* interleaved = kept.get<typename Step<T>::X>(rows.rows * depth);
+  int64_t most = 0;
+  bool own = rows.samples > 1;
+  for (int64_t s = 0; s < rows.samples; s++) {
+    most = rows.count(s) > most ? rows.count(s) : most;
+    own = own && rows.count(s) == 1;
+  }
+  for (int64_t s = 0; s < (own ? 1 : rows.samples); s++) {
+    const int64_t end = own ? rows.rows : rows.end(s);
+    for (int64_t b = rows.begin(s); b < end; b += kTileB)
+      interleave(x + b * k, end - b < kTileB ? end - b : kTileB, k, interleaved + b * depth);
+  }
+  most = own ? rows.rows : most;
+  const Few<T> f{w, bits, rows, n, k, interleaved, bias, y, depth, packed_words(n * k) * 8,
+                 k % 8 == 0 ? k / 8 : packed_words(k) * 8};
+  // Pieces hold whole tiles of either height; no sum depends on them.
+  const int64_t fair = n * k / (8 * threads), least = kLeastProducts / (rows.rows + 1);
+  const int64_t weights = fair > kMostWeights ? kMostWeights : fair > least ? fair : least;
+  const int64_t grain = (weights / (k + 1) / (kTall * kLow) + 1) * kTall * kLow;
+  pieces(n, grain, threads, [&](int64_t begin, int64_t end) {
+    most <= kTallB ? rows_of_w<kTall>(f, begin, end, own) : rows_of_w<kLow>(f, begin, end, own);
+  });
+}
+
+// The transposed product: rows of W whose multiples are added while sums stay in registers, and columns at a time.
+constexpr int64_t kNear = 32, kColumns = 512;
+
+#if defined(__AVX512F__)
+constexpr int kWideB = 4, kWide = 4, kAddedB = 8, kNarrow = 2;
+#elif defined(__AVX2__)
+constexpr int kWideB = 2, kWide = 4, kAddedB = 4, kNarrow = 2;
+#else
+constexpr int kWideB = 2, kWide = 2, kAddedB = 4, kNarrow = 1;
+#endif
+
+// dx (B, ld) += grad[b, r] * W[r, columns] for `count` rows of W from element `position` on; V vectors of columns, or
+// what is left of one.
+template <int B, int V, class T>
+inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count, int64_t left,
+                     const T* grad, int64_t n, float* dx, int64_t ld) {
+  F sums[B][V];
+  for (int b = 0; b < B; b++)
+    for (int v = 0; v < V; v++) sums[b][v] = load(dx + b * ld + v * L);
+  for (int64_t r = 0; r < count; r++) {
+    const T* p = w + position + r * k;
+    const uint64_t word = bits_at(mask, position + r * k, left < V * L ? left : V * L);
+    F here[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v++) {
+      here[v] = left >= V * L ? weight(p + v * L, lanes(word, v * L)) : weight_tail(p, lanes(word, 0), left);
+      __builtin_prefetch(p + kNear * k + v * L, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < B; b++) {
+      const F one = set1(plain(grad[b * n + r]));
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[b][v] = fma(here[v], one, sums[b][v]);
+    }
+  }
+  for (int b = 0; b < B; b++)
+    for (int v = 0; v < V; v++) store(dx + b * ld + v * L, sums[b][v]);
+}
+
+#if defined(__AVX512BF16__)
+// The same, two rows of W at once; V is 2 or 4. Interleaving two rows leaves the quarters of two vectors of columns in
+// the order 0 2 4 6, 1 3 5 7.
+template <int B, int V>
+inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count, int64_t left,
+                      const uint16_t* grad, int64_t n, float* dx, int64_t ld) {
+  const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+  F sums[B][V];
+  for (int b = 0; b < B; b++) {
+    for (int v = 0; v < V; v += 2) {
+      const F first = load(dx + b * ld + v * L), second = load(dx + b * ld + v * L + L);
+      sums[b][v] = _mm512_shuffle_f32x4(first, second, 0x88);
+      sums[b][v + 1] = _mm512_shuffle_f32x4(first, second, 0xDD);
+    }
+  }
+  const int64_t columns = left < V * L ? left : V * L;
+  for (int64_t r = 0; r < count; r += 2) {
+    const uint16_t* p = w + position + r * k;
+    const bool both = r + 1 < count;
+    const uint64_t above = bits_at(mask, position + r * k, columns);
+    const uint64_t below = both ? bits_at(mask, position + (r + 1) * k, columns) : 0;
+    __m512i here[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; v += 2) {
+      const __m512i a = _mm512_maskz_loadu_epi16(__mmask32(above >> v * L), p + v * L);
+      const __m512i b = _mm512_maskz_loadu_epi16(__mmask32(below >> v * L), p + k + v * L);
+      here[v] = _mm512_unpacklo_epi16(a, b);
+      here[v + 1] = _mm512_unpackhi_epi16(a, b);
+      __builtin_prefetch(p + kNear * k + v * L, 0, 2);
+      __builtin_prefetch(p + kNear * k + k + v * L, 0, 2);
+    }
+#pragma GCC unroll 8
+    for (int b = 0; b < B; b++) {
+      uint32_t two = grad[b * n + r];
+      if (both) memcpy(&two, grad + b * n + r, 4);
+      const __m512i ones = _mm512_set1_epi32(int(two));
+#pragma GCC unroll 8
+      for (int v = 0; v < V; v++) sums[b][v] = _mm512_dpbf16_ps(sums[b][v], (__m512bh)here[v], (__m512bh)ones);
+    }
+  }
+  for (int b = 0; b < B; b++) {
+    for (int v = 0; v < V; v += 2) {
+      const __m512d first = _mm512_castps_pd(sums[b][v]), second = _mm512_castps_pd(sums[b][v + 1]);
+      store(dx + b * ld + v * L, _mm512_castpd_ps(_mm512_permutex2var_pd(first, low, second)));
+      store(dx + b * ld + v * L + L, _mm512_castpd_ps(_mm512_permutex2var_pd(first, high, second)));
+    }
+  }
+}
+#endif
+
+// All columns of one piece, for `b` rows.
+template <class T, int B = 1>
+inline void add_columns(int64_t b, const T* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count,
+                        int64_t columns, const T* grad, int64_t n, float* dx, int64_t ld) {
+  if constexpr (B < kAddedB)
+    if (b > B) return add_columns<T, B + 1>(b, w, mask, position, k, count, columns, grad, n, dx, ld);
+  constexpr int V = B <= kWideB ? kWide : kNarrow;
+  int64_t i = 0;
+#if defined(__AVX512BF16__)
+  if constexpr (sizeof(T) == 2) {
+    for (; i < columns; i += V * L)
+      add_pairs<B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld);
+    return;
+  }
+#endif
+  for (; i + V * L <= columns; i += V * L)
+    add_rows<B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld);
+  for (; i < columns; i += L) add_rows<B, 1>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld);
+}
+
+template <class T>
+void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, T* dx,
                int64_t threads) {
-  constexpr int64_t kColumns = 512, ld = kColumns + 16;
+  // Room for whole vectors past the last column.
+  constexpr int64_t ld = kColumns + 4 * L + 16;
   const int64_t bytes = packed_words(n * k) * 8;
   pieces(k, kColumns, threads, [=](int64_t begin, int64_t end) {
-    float* sums = new (std::align_val_t(64)) float[size_t(rows.rows * ld)]();
-    for (int64_t row = 0; row < n;) {
-      const bool many = row + kAddedAtOnce <= n;
+    static thread_local Scratch kept;
+    float* sums = kept.get<float>(rows.rows * ld);
+    memset(sums, 0, size_t(rows.rows * ld) * sizeof(float));
+    for (int64_t row = 0; row < n; row += kNear) {
+      const int64_t count = n - row < kNear ? n - row : kNear;
       for (int64_t s = 0; s < rows.samples; s++) {
-        const int64_t first_row = rows.begin(s), count = rows.end(s) - first_row;
-        if (count == 0) continue;
-        const uint8_t* mask = bits + s * bytes;
-        if (many) {
-          add_rows<kAddedAtOnce>(w, mask, row, n, k, begin, end - begin, grad + first_row * n, count,
-                                 sums + first_row * ld, ld);
-        } else {
-          add_rows<1>(w, mask, row, n, k, begin, end - begin, grad + first_row * n, count, sums + first_row * ld, ld);
-        }
+        const int64_t last = rows.end(s);
+        for (int64_t b = rows.begin(s); b < last; b += kAddedB)
+          add_columns(last - b < kAddedB ? last - b : kAddedB, w, bits + s * bytes, row * k + begin, k, count,
+                      end - begin, grad + b * n + row, n, sums + b * ld, ld);
       }
-      row += many ? kAddedAtOnce : 1;
     }
-    for (int64_t b = 0; b < rows.rows; b++) memcpy(dx + b * k + begin, sums + b * ld, size_t(end - begin) * 4);
-    operator delete[](sums, std::align_val_t(64));
+    for (int64_t b = 0; b < rows.rows; b++)
+      for (int64_t i = begin; i < end; i++) put(dx + b * k + i, sums[b * ld + i - begin]);
   });
 }
 
-// out (rows, ld) = where(active, W, 0)[row : row + rows, column : column + columns]
 template <class T>
-void select_block(const T* w, const uint8_t* bits, int64_t k, int64_t row, int64_t rows, int64_t column,
-                  int64_t columns, float* out, int64_t ld) {
-  for (int64_t r = 0; r < rows; r++) {
-    const int64_t begin = (row + r) * k + column;
-    for (int64_t i = 0; i < columns; i += 64) {
-      const int64_t count = columns - i < 64 ? columns - i : 64;
-      const uint64_t word = bits_at(bits, begin + i, count);
-      int64_t j = 0;
-      for (; j + L <= count; j += L) store(out + r * ld + i + j, weight(w + begin + i + j, lanes(word, j)));
-      for (; j < count; j++) out[r * ld + i + j] = word >> j & 1 ? plain(w[begin + i + j]) : 0.0f;
-    }
-  }
+void forward(const void* x, const void* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k,
+             const void* bias, void* y, bool few, int64_t threads) {
+  const T *from = static_cast<const T*>(x), *weights = static_cast<const T*>(w), *plus = static_cast<const T*>(bias);
+  if constexpr (kMany<T>)
+    if (!few) return many_rows<false>(from, weights, bits, rows, n, k, plus, static_cast<T*>(y), threads);
+  dots(from, weights, bits, rows, n, k, plus, static_cast<T*>(y), threads);
 }
 
-// Panels of the transpose of x (rows, k): panel p holds its columns as (k, kPanel), past the last row zeros.
-void transpose(const float* x, int64_t rows, int64_t k, float* panels, int64_t threads) {
-  parallel((rows + kPanel - 1) / kPanel, threads, [=](int64_t p) {
-    for (int64_t begin = 0; begin < k; begin += 64) {
-      const int64_t end = begin + 64 < k ? begin + 64 : k;
-      for (int64_t j = 0; j < kPanel; j++) {
-        const int64_t b = p * kPanel + j;
-        float* out = panels + p * kPanel * k + j;
-        for (int64_t i = begin; i < end; i++) out[i * kPanel] = b < rows ? x[b * k + i] : 0.0f;
-      }
-    }
-  });
-}
-
-// sums (MR, ld) += A (MR, depth) panel (depth, V vectors); A(r, c) lies at r * down + c * right. Meanwhile the
-// weights of the next block, whose part for these MR outputs begins at `next`, are brought near.
-template <int V, bool across, class T>
-inline void micro(const float* a, int64_t width, int64_t depth, const float* panel, float* sums, int64_t ld,
-                  const T* next, int64_t k) {
-  const int64_t down = across ? 1 : width, right = across ? width : 1;
-  F part[MR][V];
-  for (int r = 0; r < MR; r++)
-    for (int v = 0; v < V; v++) part[r][v] = set1(0.0f);
-  for (int64_t c = 0; c < depth; c++) {
-    F columns[V];
-    for (int v = 0; v < V; v++) columns[v] = load(panel + c * kPanel + v * L);
-    if (across) {
-      if (next != nullptr) __builtin_prefetch(next + c * k, 0, 2);
-    } else if (next != nullptr && c % 16 == 0) {
-      for (int r = 0; r < MR; r++) __builtin_prefetch(next + r * k + c, 0, 2);
-    }
-#pragma GCC unroll 16
-    for (int r = 0; r < MR; r++) {
-      const F one = set1(a[r * down + c * right]);
-      for (int v = 0; v < V; v++) part[r][v] = fma(one, columns[v], part[r][v]);
-    }
-  }
-  for (int r = 0; r < MR; r++)
-    for (int v = 0; v < V; v++) store(sums + r * ld + v * L, load(sums + r * ld + v * L) + part[r][v]);
-}
-
-// out (rows of x, R) = sum over c in [0, C) of A(r, c) x[b, c] + bias, A = where(active, W, 0) or, `across`, its
-// transpose. `panels` is scratch for the transposes of the rows of each mask, each padded to kPanel.
-template <bool across, class T>
-void product(const float* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k,
-             const float* bias, float* out, float* panels, int64_t threads) {
-  const int64_t R = across ? k : n, C = across ? n : k;
-  const int64_t bytes = packed_words(n * k) * 8;
-  float* at = panels;
-  for (int64_t s = 0; s < rows.samples; s++) {
-    const int64_t count = rows.end(s) - rows.begin(s);
-    transpose(x + rows.begin(s) * C, count, C, at, threads);
-    at += (count + kPanel - 1) / kPanel * kPanel * C;
-  }
-  // Smaller blocks where there would be too few for the threads; no sum depends on it.
-  const int64_t fair = (R + 2 * threads - 1) / (2 * threads);
-  const int64_t block = fair < kBlock ? (fair + MR - 1) / MR * MR : kBlock / MR * MR;
-  pieces(R, block, threads, [=](int64_t begin, int64_t end) {
-    const int64_t height = (end - begin + MR - 1) / MR * MR;
-    // 16 floats more than a power of two: lines of one column must not share one set of the cache.
-    const int64_t width = across ? height + 16 : kDepth + 16, ld = kRowsAtOnce + 16;
-    float* a = new (std::align_val_t(64)) float[size_t((across ? kDepth : height) * width)]();
-    float* sums = new (std::align_val_t(64)) float[size_t(height * ld)];
-    const float* base = panels;
-    for (int64_t s = 0; s < rows.samples; s++) {
-      const int64_t last = rows.end(s);
-      const float* panel = base;
-      for (int64_t b0 = rows.begin(s); b0 < last; b0 += kRowsAtOnce) {
-        const int64_t count = last - b0 < kRowsAtOnce ? last - b0 : kRowsAtOnce;
-        memset(sums, 0, size_t(height * ld) * sizeof(float));
-        for (int64_t c = 0; c < C; c += kDepth) {
-          const int64_t depth = C - c < kDepth ? C - c : kDepth;
-          if (across) {
-            select_block(w, bits + s * bytes, k, c, depth, begin, end - begin, a, width);
-          } else {
-            select_block(w, bits + s * bytes, k, begin, end - begin, c, depth, a, width);
-          }
-          for (int64_t b = 0; b < count; b += kPanel) {
-            const float* columns = panel + b * C + c * kPanel;
-            const bool half = NV > 1 && count - b <= L;
-            for (int64_t r = 0; r < height; r += MR) {
-              const float* rows_of_a = a + (across ? r : r * width);
-              float* into = sums + r * ld + b;
-              const T* next = nullptr;
-              if (b == 0 && c + kDepth < C) {
-                next = w + (across ? (c + kDepth) * k + begin + r : (begin + r) * k + c + kDepth);
-              }
-              if (half) {
-                micro<1, across>(rows_of_a, width, depth, columns, into, ld, next, k);
-              } else {
-                micro<NV, across>(rows_of_a, width, depth, columns, into, ld, next, k);
-              }
-            }
-          }
-        }
-        for (int64_t b = 0; b < count; b++)
-          for (int64_t r = begin; r < end; r++)
-            out[(b0 + b) * R + r] = sums[(r - begin) * ld + b] + (bias != nullptr ? bias[r] : 0.0f);
-        panel += kRowsAtOnce * C;
-      }
-      base += (last - rows.begin(s) + kPanel - 1) / kPanel * kPanel * C;
-    }
-    operator delete[](a, std::align_val_t(64));
-    operator delete[](sums, std::align_val_t(64));
-  });
+template <class T>
+void transposed(const void* grad, const void* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, void* dx,
+                bool few, int64_t threads) {
+  const T *from = static_cast<const T*>(grad), *weights = static_cast<const T*>(w), *none = nullptr;
+  if constexpr (kMany<T>)
+    if (!few) return many_rows<true>(from, weights, bits, rows, n, k, none, static_cast<T*>(dx), threads);
+  multiples(from, weights, bits, rows, n, k, static_cast<T*>(dx), threads);
 }
 
 }  // namespace
 
-void all_ones(const uint8_t* bits, int64_t samples, int64_t n, int64_t* result) {
-  const int64_t words = packed_words(n);
-  *result = 0;
-  for (int64_t s = 0; s < samples; s++)
-    for (int64_t i = 0; i < words; i++)
-      if (load_word(bits, s * words + i) != low_ones(n - 64 * i)) return;
-  *result = 1;
-}
-
-void masked_linear(const float* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,
-                   int64_t samples, int64_t b, int64_t n, int64_t k, const float* bias, float* y, float* panels,
+void masked_linear(const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,
+                   int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y, int64_t few,
                    int64_t threads) {
-  const Rows rows{starts, b, samples};
-  const float* w32 = static_cast<const float*>(w);
-  const uint16_t* w16 = static_cast<const uint16_t*>(w);
-  if (panels == nullptr) {
-    if (kind == 0) return dots(x, w32, bits, rows, n, k, bias, y, threads);
-    return dots(x, w16, bits, rows, n, k, bias, y, threads);
-  }
-  if (kind == 0) return product<false>(x, w32, bits, rows, n, k, bias, y, panels, threads);
-  product<false>(x, w16, bits, rows, n, k, bias, y, panels, threads);
+  const auto compute = kind == 0 ? forward<float> : forward<uint16_t>;
+  compute(x, w, bits, Rows{starts, b, samples}, n, k, bias, y, few != 0, threads);
 }
 
-void masked_linear_grad_input(const float* grad, const void* w, int64_t kind, const uint8_t* bits,
-                              const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, float* dx,
-                              float* panels, int64_t threads) {
-  const Rows rows{starts, b, samples};
-  const float* w32 = static_cast<const float*>(w);
-  const uint16_t* w16 = static_cast<const uint16_t*>(w);
-  if (panels == nullptr) {
-    if (kind == 0) return multiples(grad, w32, bits, rows, n, k, dx, threads);
-    return multiples(grad, w16, bits, rows, n, k, dx, threads);
-  }
-  if (kind == 0) return product<true>(grad, w32, bits, rows, n, k, nullptr, dx, panels, threads);
-  product<true>(grad, w16, bits, rows, n, k, nullptr, dx, panels, threads);
+void masked_linear_grad_input(const void* grad, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,
+                              int64_t samples, int64_t b, int64_t n, int64_t k, void* dx, int64_t few,
+                              int64_t threads) {
+  const auto compute = kind == 0 ? transposed<float> : transposed<uint16_t>;
+  compute(grad, w, bits, Rows{starts, b, samples}, n, k, dx, few != 0, threads);
 }
 
 void select_halves(const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads) {

@@ -66,10 +66,16 @@ inline F load(const float* p) { return _mm256_loadu_ps(p); }
 inline void store(float* p, F v) { _mm256_storeu_ps(p, v); }
 inline F set1(float v) { return _mm256_set1_ps(v); }
 inline F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
-inline M expand(uint32_t byte) {
-  const __m256i one = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-  return _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(int(byte)), one), one);
-}
+// The masks of all bytes, 8 KB: one load, where to spread and compare a byte takes three instructions.
+struct Expanded {
+  alignas(32) int32_t lanes[256][8];
+  constexpr Expanded() : lanes() {
+    for (int byte = 0; byte < 256; byte++)
+      for (int i = 0; i < 8; i++) lanes[byte][i] = -(byte >> i & 1);
+  }
+};
+constexpr Expanded kExpanded;
+inline M expand(uint32_t byte) { return _mm256_load_si256((const __m256i*)kExpanded.lanes[byte]); }
 inline M lanes(const uint8_t* bits) { return expand(*bits); }
 inline M lanes(uint64_t word, int64_t at) { return expand(uint32_t(word >> at & 0xFF)); }
 inline M first(int64_t count) { return expand(uint32_t(low_ones(count)) & 0xFF); }
