@@ -42,9 +42,21 @@ def masked_linear_grad_input(
     threads: int,
 ) -> None: ...
 def add_selected(dense: int, bits: int, n: int, add: int, out: int, threads: int) -> None: ...
+def masked_adamw_(
+    table: int,
+    scalars: int,
+    count: int,
+    kind: int,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    maximize: int,
+    threads: int,
+) -> None: ...
 def masked_sgd_(
     table: int,
     count: int,
+    kind: int,
     rate: float,
     momentum: float,
     weight_decay: float,

@@ -42,8 +42,13 @@
   X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
   /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \
   /* rows: param, grad, momentum, frozen, n; first_step: momenta are written and not read */                      \
-  X(masked_sgd_, (const int64_t* table, int64_t count, double rate, double momentum, double weight_decay,         \
-                  double dampening, int64_t nesterov, int64_t maximize, int64_t first_step, int64_t threads))     \
+  X(masked_sgd_, (const int64_t* table, int64_t count, int64_t kind, double rate, double momentum,                \
+                  double weight_decay, double dampening, int64_t nesterov, int64_t maximize, int64_t first_step,  \
+                  int64_t threads))                                                                               \
+  /* rows: param, grad, m, v, largest v or 0, frozen, n; scalars, 3 a row: 1 - lr wd, 1 / sqrt(1 - beta2^t), and  \
+     -lr / (1 - beta1^t) */                                                                                       \
+  X(masked_adamw_, (const int64_t* table, const double* scalars, int64_t count, int64_t kind, double beta1,       \
+                    double beta2, double eps, int64_t maximize, int64_t threads))                                 \
   /* rows: param, saved, frozen, n; elements of 2, 4 or 8 bytes */                                                \
   X(restore_frozen_, (const int64_t* table, int64_t count, int64_t size, int64_t threads))
 

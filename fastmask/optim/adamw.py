@@ -19,22 +19,25 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
     """Step as torch.optim.AdamW, `theta -= lr * (wd * theta + m' / (sqrt(v') + eps))`, on free entries only.
 
     Frozen entries cannot move by construction: neither gradients (NaN included) nor weight decay nor
-    moments reach them, and their moments stay 0. With nothing frozen parameters and state have, on the
-    CPU, the bits of torch's for-loop. `foreach` and `fused` change no number: there is one pass over
-    weight, gradient, moments and bits; `fused` and `capturable` keep the step count on the parameter's
-    device, where it is not read. State dicts are torch's, both ways; masks do not travel in them: to
-    resume, construct with the same `frozen`. Copies and pickles keep their masks. GradScaler unscales
-    and skips steps as for an optimizer that is not fused. An entry that is freed late meets a count of
-    steps it took no part in, so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)` times lr.
+    moments reach them, and their moments stay 0. With nothing frozen parameters and state have the bits of
+    torch's for-loop where the reference runs (float64 and float16 on the CPU, everything where the C++
+    engine is missing); the engine, which float32 and bfloat16 on the CPU take, agrees within rounding:
+    its square root is IEEE's and torch's is not. `foreach` and `fused` change no number: there is one
+    pass over weight, gradient, moments and bits; `fused` and `capturable` keep the step count on the
+    parameter's device, where it is not read. State dicts are torch's, both ways; masks do not travel in
+    them: to resume, construct with the same `frozen`. Copies and pickles keep their masks. GradScaler
+    unscales and skips steps as for an optimizer that is not fused. An entry that is freed late meets a
+    count of steps it took no part in, so that its first step is up to `(1 - beta1) / sqrt(1 - beta2)`
+    times lr.
 
     With `compact` the moments of a parameter that has frozen entries are 1-D, of its free entries in
     logical order: a tenth of the bytes at 90 % frozen (12.8 MiB for 128 of 16.8 M float32 entries), a
-    count alone for a parameter all frozen; without a frozen entry they are torch's. A step takes 1,048,576
-    entries at a time, copies their free ones (4.2 MiB in all at 90 % frozen, 33 with little frozen,
-    float32), updates them and writes them back. The bits are those of dense state, save that in 16 bits
-    on the CPU torch rounds a tensor's last few entries otherwise. Such a state dict carries its masks,
-    and loads into MaskedAdamW of any masks, compact or not. torch's own raises in its first step: load
-    it into one that is not compact and take that one's.
+    count alone for a parameter all frozen; without a frozen entry they are torch's. A step takes
+    1,048,576 entries at a time, copies their free ones (4.2 MiB in all at 90 % frozen, 33 with little
+    frozen, float32), updates them and writes them back. The bits are those of dense state, save that the
+    reference, in 16 bits on the CPU, rounds a tensor's last few entries otherwise. Such a state dict
+    carries its masks, and loads into MaskedAdamW of any masks, compact or not. torch's own raises in its
+    first step: load it into one that is not compact and take that one's.
 
     Args:
         params: parameters, named parameters or groups, as for torch.

@@ -20,8 +20,9 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
 
     Frozen entries cannot move by construction: neither gradients (NaN included) nor weight decay nor
     momentum reach them, and their momentum stays 0. With nothing frozen parameters and state have, on
-    the CPU, the bits of torch's for-loop. `foreach` and `fused` are accepted and change nothing: there
-    is one pass over weight, gradient, momentum and bits. State dicts are torch's, both ways; masks do
+    the CPU, the bits of torch's for-loop, save in bfloat16 on the C++ engine, which rounds once a step.
+    `foreach` and `fused` are accepted and change nothing: there is one pass over weight, gradient,
+    momentum and bits. State dicts are torch's, both ways; masks do
     not travel in them: to resume, construct with the same `frozen`. Copies and pickles keep their
     masks. GradScaler unscales and skips steps as for an optimizer that is not fused.
 
@@ -29,8 +30,8 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
     logical order: a tenth of the bytes at 90 % frozen, none for a parameter all frozen; without a frozen
     entry it is torch's. A step takes 1,048,576 entries at a time, copies their free ones (4.2 MiB in all
     at 90 % frozen, 33 with little frozen, float32), updates them and writes them back. The bits are
-    those of dense state, save that in 16 bits on the CPU torch rounds a tensor's last few entries
-    otherwise. Such a state dict carries its masks, and loads into MaskedSGD of any masks, compact or
+    those of dense state, save that the reference, in 16 bits on the CPU, rounds a tensor's last few
+    entries otherwise. Such a state dict carries its masks, and loads into MaskedSGD of any masks, compact or
     not. torch's own raises in its first step: load it into one that is not compact and take that
     one's.
 

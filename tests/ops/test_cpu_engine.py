@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from fastmask import _backend, ops
-from fastmask.testing import mask, values
+from fastmask.testing import as_integers, mask, values
 
 if _backend.missing("cpu") is not None:
     pytest.skip(f"no CPU engine: {_backend.missing('cpu')}", allow_module_level=True)
@@ -115,6 +116,30 @@ def test_threads_do_not_change_a_bit_and_may_call_at_once() -> None:
     finally:
         torch.set_num_threads(before)
     assert not wrong
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimizers_have_the_same_bits_on_every_instruction_set_and_number_of_threads(
+    dtype: torch.dtype,
+) -> None:
+    n, isa, threads = 100_003, _cpu.isa(), torch.get_num_threads()
+    frozen, grad, found = [ops.pack(mask(n))], values(n, seed=1, dtype=dtype), []
+    try:
+        for name, count in itertools.product(_cpu.isas(), (1, 3)):
+            _cpu.use(name)
+            torch.set_num_threads(count)
+            adam, sgd = ([values(n, dtype=dtype), *torch.zeros(3, n, dtype=dtype)] for _ in "ab")
+            for _ in range(3):
+                lists = [[tensor] for tensor in (adam[0], grad, *adam[1:])]
+                ops.masked_adamw_(*lists, [torch.tensor(2.0)], frozen, lr=0.01, backend="cpu")
+                ops.masked_sgd_([sgd[0]], [grad], [sgd[1]], frozen, lr=0.1, momentum=0.9,
+                                weight_decay=0.1, nesterov=True, backend="cpu")  # fmt: skip
+            found.append([as_integers(tensor) for tensor in (*adam, *sgd)])
+    finally:
+        _cpu.use(isa)
+        torch.set_num_threads(threads)
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
+from fastmask import _backend
 from fastmask.optim import MaskedAdamW, MaskedSGD
 from fastmask.testing import assert_same_bits, values
 
@@ -18,6 +22,15 @@ PAIRS: list[tuple[Any, Any, dict[str, Any]]] = [
     (MaskedSGD, torch.optim.SGD, NESTEROV),
     (MaskedAdamW, torch.optim.AdamW, AMSGRAD),
 ]
+
+
+@contextlib.contextmanager
+def reference_alone() -> Iterator[None]:
+    """Let `auto` take the reference, which repeats torch's for-loops operation by operation."""
+    _backend._resolve.cache_clear()
+    with mock.patch.object(_backend, "preference", return_value=("reference",)):
+        yield
+    _backend._resolve.cache_clear()
 
 
 def name(options: dict[str, Any]) -> str:

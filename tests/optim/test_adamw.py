@@ -26,6 +26,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=name)
+@pytest.mark.usefixtures("torchs_bits")
 def test_nothing_frozen_is_torchs_trajectory(options: dict[str, Any], dtype: torch.dtype) -> None:
     ours, theirs = parameters(dtype), parameters(dtype)
     empty = {ours[1]: BitMask.zeros((33, 7))}
@@ -38,6 +39,7 @@ def test_nothing_frozen_is_torchs_trajectory(options: dict[str, Any], dtype: tor
     assert_same_run(*optimizers)
 
 
+@pytest.mark.usefixtures("torchs_bits")
 def test_a_learning_rate_that_is_a_tensor() -> None:
     optimizers = (
         MaskedAdamW(parameters(), **{**AMSGRAD, "lr": torch.tensor(0.01)}),
@@ -50,6 +52,7 @@ def test_a_learning_rate_that_is_a_tensor() -> None:
     assert_same_run(*optimizers)
 
 
+@pytest.mark.usefixtures("torchs_bits")
 def test_a_float64_default_makes_float64_counts_as_torchs() -> None:
     try:
         torch.set_default_dtype(torch.float64)

@@ -21,7 +21,7 @@ from masked_runs import (
 )
 from torch import Tensor, nn
 
-from fastmask import BitMask
+from fastmask import BitMask, _backend
 from fastmask.optim import MaskedAdamW, MaskedSGD, compact, protect
 from fastmask.testing import (
     ADVERSARIAL_SHAPES,
@@ -87,7 +87,19 @@ def pair(
     return made
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        torch.float32,
+        torch.float64,
+        pytest.param(
+            torch.bfloat16,
+            marks=pytest.mark.skipif(
+                _backend.missing("cpu") is not None, reason="torch rounds the last few otherwise"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     "cls, options", OPTIONS, ids=lambda value: name(value) if isinstance(value, dict) else ""
 )
@@ -102,7 +114,8 @@ def test_every_bit_is_that_of_dense_state(
     for param, before in zip(entries(ours), start, strict=True):
         frozen = ours.frozen[param].to_bool()
         assert_same_bits(param, before, where=frozen)
-        assert (param != before)[~frozen].all()
+        if dtype != torch.bfloat16:  # there an entry may come back to the very value it began with
+            assert (param != before)[~frozen].all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -110,7 +123,7 @@ def test_every_bit_is_that_of_dense_state(
 def test_sixteen_bits_are_as_near_as_dense_ones(
     masked: Any, plain: Any, options: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    """torch rounds the last few of a 16-bit CPU tensor otherwise than the others, so places show."""
+    """On the reference torch rounds the last few of a 16-bit CPU tensor otherwise, so places show."""
     updated = {}
     for kind, smaller in ((dtype, True), (dtype, False), (torch.float64, False)):
         weight = nn.Parameter(values(64, 64).to(dtype).to(kind))

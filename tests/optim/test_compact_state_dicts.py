@@ -91,6 +91,7 @@ def test_a_compact_state_loads_under_other_masks_and_into_a_dense_optimizer(
 
 
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_torchs_state_is_made_compact_and_becomes_torchs_again(
     masked: Any, plain: Any, options: dict[str, Any]
 ) -> None:

@@ -26,6 +26,7 @@ BITS = BitMask.from_bool(mask(64, 64))
 @pytest.mark.parametrize("form", [{}, {"foreach": True}, {"fused": True}], ids=name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_frozen_entries_keep_their_bits_and_free_ones_torchs(
     masked: Any, plain: Any, options: dict[str, Any], form: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -46,6 +47,21 @@ def test_frozen_entries_keep_their_bits_and_free_ones_torchs(
     assert (as_integers(ours[0]) != as_integers(start))[~frozen].float().mean() > 0.95
     for moment in moments(optimizer, ours[0]):
         assert not moment[frozen].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@both
+def test_frozen_entries_change_no_bit_of_the_others(
+    masked: Any, plain: Any, options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    """On whatever back end runs: each entry is computed alike, wherever it lies and beside whatever."""
+    ours, free = parameters(dtype), parameters(dtype)
+    start = ours[0].detach().clone()
+    run(masked(ours, **options, frozen={ours[0]: BITS}), 50)
+    run(masked(free, **options), 50)
+    assert_same_bits(ours[0], start, where=BITS.to_bool())
+    assert_same_bits(ours[0], free[0], where=~BITS.to_bool())
+    assert_same_bits(ours[1], free[1])
 
 
 @both
@@ -95,6 +111,7 @@ def test_masks_switch_in_the_middle_and_stale_state_is_forgotten(
 
 
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_state_dicts_are_torchs_both_ways(masked: Any, plain: Any, options: dict[str, Any]) -> None:
     ours, theirs = parameters(), parameters()
     one, other = masked(ours, **options), plain(theirs, **options)
@@ -172,6 +189,7 @@ def test_copies_and_pickles_keep_masks_and_go_their_own_way(
 
 
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_groups_schedulers_closures_and_zero_grad(
     masked: Any, plain: Any, options: dict[str, Any]
 ) -> None:
@@ -220,6 +238,7 @@ def test_a_parameter_without_gradient_is_left_out(
 
 
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_parameters_of_several_dtypes(masked: Any, plain: Any, options: dict[str, Any]) -> None:
     kinds = (torch.float32, torch.bfloat16, torch.float64)
     ours, theirs = ([parameters(kind)[0] for kind in kinds] for _ in range(2))
@@ -231,6 +250,7 @@ def test_parameters_of_several_dtypes(masked: Any, plain: Any, options: dict[str
 
 @pytest.mark.parametrize("fused", [False, True])
 @both
+@pytest.mark.usefixtures("torchs_bits")
 def test_grad_scaler_scales_clips_and_skips(
     masked: Any, plain: Any, options: dict[str, Any], fused: bool
 ) -> None:

@@ -23,6 +23,7 @@ OPTIONS = [
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=name)
+@pytest.mark.usefixtures("torchs_bits")
 def test_nothing_frozen_is_torchs_trajectory(options: dict[str, Any], dtype: torch.dtype) -> None:
     ours, theirs = parameters(dtype), parameters(dtype)
     empty = {ours[1]: BitMask.zeros((33, 7))}

@@ -1,4 +1,4 @@
-"""The CPU engine's masked_sgd_: all tensors in one pass, with the bits of torch's for-loop."""
+"""The CPU engine's masked_sgd_: all tensors in one pass; in float32 with the bits of torch's for-loop."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from fastmask import _cpu
 from fastmask.ops._tables import table, written_back
 
-DTYPES = (torch.float32,)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def masked_sgd_(
@@ -30,6 +30,7 @@ def masked_sgd_(
         _cpu.masked_sgd_(
             rows.buffer_info()[0],
             len(params),
+            int(params[0].dtype == torch.bfloat16),
             -lr.item(),
             momentum,
             weight_decay,
