@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+# Of the gradients of x, weight, scores and bias that of the scores alone.
+_SCORES = [False, False, True, False]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_bits(), *_steps(), *_linear()]
+    return [*_bits(), *_steps(), *_linear(), *_learned(), *_weight()]
 
 
 def _bits() -> Iterator[Case]:
@@ -91,6 +93,51 @@ def _linear() -> Iterator[Case]:
         yield Case("masked_linear", f"{what}-B1", "masked_linear", (x[:1], w, odd, b, None))
         yield Case("masked_linear", f"{what}-dx", "grad_input", (grad, w, odd, None))
         yield Case("masked_linear", f"{what}-dw", "grad_weight", (grad, x, odd, None))
+
+
+def _learned() -> Iterator[Case]:
+    N, K, seed = 4096, 4096, torch.tensor(3)
+    scores, bits = torch.zeros(N, K), _bytes(N * K).unsqueeze(0)
+    for dtype in FLOATS:
+        w, b = torch.zeros(N, K, dtype=dtype), torch.zeros(N, dtype=dtype)
+        x, rows = torch.zeros(64, K, dtype=dtype), torch.zeros(1024, K, dtype=dtype)
+        drawn = (x, w, scores, b, None, seed, "gumbel", 1, 0.0, None, "zero", False)
+        taught = (rows, rows, w, scores, bits, None, seed, "gumbel", 1.0, "zero", False, _SCORES)
+        yield _forward(dtype, "gumbel-B64", drawn)
+        yield _backward(dtype, "gumbel-ds", taught)
+        if dtype == torch.float16:
+            continue
+        yield _forward(dtype, "gumbel-B1", (x[:1], *drawn[1:]))
+        flipped = (x, w, scores, b, None, None, "threshold", 1, 0.5, None, "flip", False)
+        yield _forward(dtype, "threshold-flip-B64", flipped)
+        scaled = (rows, rows, w, scores, bits, None, None, "threshold", 1.0, "zero", True, _SCORES)
+        yield _backward(dtype, "threshold-scale-ds", scaled)
+        four, groups = bits.expand(4, -1), torch.arange(64) % 4
+        named = (x, x, w, scores, four, groups, seed, "gumbel", 1.0, "zero", False, _SCORES)
+        yield _backward(dtype, "gumbel-groups-ds", named)
+        # Rows of 255 do not start with a Philox call.
+        x, w, grad = (torch.zeros(n, dtype=dtype) for n in ((64, 255), (256, 255), (64, 256)))
+        odd = (torch.zeros(256, 255), bits[:, : 255 * 32])
+        odd_ones = (grad, x, w, *odd, None, seed, "gumbel", 1.0, "flip", False, _SCORES)
+        yield _backward(dtype, "gumbel-flip-odd-ds", odd_ones)
+
+
+def _weight() -> Iterator[Case]:
+    seed, bits = torch.tensor(3), _bytes(4096).expand(2, -1)
+    for dtype in FLOATS:
+        w, scores, g = torch.zeros(4096, dtype=dtype), torch.zeros(4096), torch.zeros(2, 4096)
+        drawn = (w, scores, seed, "gumbel", 2, 0.0, None, "zero", True)
+        yield Case("learned_weight", _name(dtype), "learned_weight", drawn)
+        taught = (g.to(dtype), w, scores, bits, seed, "gumbel", 1.0, "zero", True, [True, True])
+        yield Case("learned_weight", f"{_name(dtype)}-dw-ds", "learned_weight_grad", taught)
+
+
+def _forward(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:
+    return Case("learned_linear", f"{_name(dtype)}-{what}", "learned_linear", arguments)
+
+
+def _backward(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:
+    return Case("learned_linear", f"{_name(dtype)}-{what}", "learned_linear_grad", arguments)
 
 
 def _bytes(numel: int) -> Tensor:

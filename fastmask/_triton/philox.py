@@ -49,3 +49,30 @@ def sigmoid(logit):
 def threshold(logit):
     """T(l) = floor(sigmoid(l) * 2^24), int32; the sigmoid is positive, so that cutting off is floor."""
     return (sigmoid(logit) * 16777216.0).to(tl.int32)
+
+
+@triton.jit
+def own24(seed, element, sample, stream, WIDE: tl.constexpr):
+    """The integer k of each element by itself, where neighbours do not start a Philox call together."""
+    quad = element >> 2
+    low = quad.to(tl.uint32)
+    if WIDE:
+        high = (quad >> 32).to(tl.uint32)
+    else:
+        high = low * 0
+    w0, w1, w2, w3 = tl.philox(seed, low, high, low * 0 + sample, low * 0 + stream)
+    odd, upper = (element & 1) != 0, (element & 2) != 0
+    word = tl.where(upper, tl.where(odd, w3, w2), tl.where(odd, w1, w0))
+    return (word >> 8).to(tl.int32)
+
+
+@triton.jit
+def slope(logit, k, rate):
+    """s (1 - s) rate of s = sigmoid((logit + n) rate), n the noise of the integer k, rate 1 / tau.
+
+    One logarithm of the quotient loses less than the reference's difference of two.
+    """
+    noise = tl.log((33554431 - 2 * k).to(tl.float32) / (2 * k + 1).to(tl.float32))
+    # exp of a negative number is at most 1: nothing overflows, and 1 - s does not cancel.
+    z = tl.exp(-tl.abs((logit + noise) * rate))
+    return z / ((1.0 + z) * (1.0 + z)) * rate

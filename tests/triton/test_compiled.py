@@ -9,6 +9,7 @@ import torch
 
 from fastmask._triton import aot, launch
 from fastmask._triton.cases import Case, cases
+from fastmask.ops.sample_mask import reference
 
 triton = pytest.importorskip("triton", reason="the package triton is not installed")
 tl = triton.language
@@ -43,16 +44,18 @@ def test_tensor_cores_multiply() -> None:
     from_registers = re.compile(r"\bHGMMA\.\S+ R\d+, R\d+, gdesc")
     kernels = set()
     for case in CASES:
-        if case.op != "masked_linear" or case.what.startswith("float32"):
+        if not case.op.endswith("_linear") or case.what.startswith("float32"):
             continue
         for capability in aot.CAPABILITIES:
             for machine in machines(case, capability):
                 kernels.add(machine.kernel)
-                if machine.kernel in ("_forward", "_grad_input", "_grad_weight"):
+                if machine.kernel not in ("_few", "_add", "_popcount"):
                     assert machine.tensor_core, (case, capability)
-                if machine.kernel == "_forward" and capability == 90:
+                if machine.kernel in ("_forward", "_drawn") and capability == 90:
                     assert from_registers.search(machine.sass), case
-    assert kernels == {"_few", "_forward", "_add", "_grad_input", "_grad_weight"}
+    assert kernels == {
+        "_few", "_forward", "_add", "_grad_input", "_grad_weight", "_drawn", "_grad_scores", "_popcount"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
@@ -74,6 +77,45 @@ def test_thresholds_are_never_contracted(capability: int) -> None:
                 assert not re.search(r"\bfma\.", machine.ptx), case
                 assert re.search(r"\bdiv\.rn\.f32\b", machine.ptx), case
                 assert not re.search(r"\bdiv\.(?:full|approx)", machine.ptx), case
+
+
+# Constants of the threshold, each in a multiplication or an addition that could be contracted.
+STEPS = (reference._LOG2E, reference._LN2_HIGH, reference._LN2_LOW, *reference._EXP, 2.0**24)
+
+
+def constants_of(ptx: str, operations: str) -> set[int]:
+    """Magnitudes, as bits, of the float32 constants in such instructions, those in registers too.
+
+    The compiler may subtract a negated constant, so that signs do not count.
+    """
+    held = dict(re.findall(r"\bmov\.b32\s+(%\w+), (0f\w{8});", ptx))
+    rounded = "" if operations == "fma" else r"\.rn"
+    operands = " ".join(re.findall(rf"\b(?:{operations}){rounded}[.\w]*\s([^;]*);", ptx))
+    named = re.sub(r"%\w+", lambda found: held.get(found[0], ""), operands)
+    return {int(each, 16) & 0x7FFFFFFF for each in re.findall(r"\b0f(\w{8})", named)}
+
+
+@pytest.mark.parametrize("capability", aot.CAPABILITIES)
+def test_thresholds_within_a_product_are_never_contracted(capability: int) -> None:
+    """A product in float32 is contracted there, the threshold before it is not."""
+    found, steps = 0, {int(torch.tensor(step).abs().view(torch.int32)) for step in STEPS}
+    for case in CASES:
+        if case.op != "learned_linear" or "gumbel-B" not in case.what:
+            continue
+        for machine in machines(case, capability):
+            if machine.kernel == "_drawn":
+                found += 1
+                contracted, kept = (
+                    constants_of(machine.ptx, "fma"),
+                    constants_of(machine.ptx, "mul|add|sub"),
+                )
+                assert bool(re.search(r"\bfma\.", machine.ptx)) == case.what.startswith(
+                    "float32"
+                ), case
+                assert not steps & contracted and steps <= kept, case
+                assert re.search(r"\bdiv\.rn\.f32\b", machine.ptx), case
+                assert not re.search(r"\bdiv\.(?:full|approx)", machine.ptx), case
+    assert found >= 5
 
 
 @pytest.mark.parametrize("op", sorted({case.op for case in CASES}))

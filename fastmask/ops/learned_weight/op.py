@@ -110,7 +110,7 @@ def _forward(
     rescale: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    module = _backend.resolve("learned_weight", backend, weight.device)
+    module = _backend.resolve("learned_weight", backend, weight.device, weight.dtype)
     return module.learned_weight(weight, scores, seed, method, samples, mu, density, off, rescale)
 
 
@@ -134,7 +134,7 @@ def _backward(
     output_mask: list[bool],
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    module = _backend.resolve("learned_weight", backend, grad.device)
+    module = _backend.resolve("learned_weight", backend, grad.device, grad.dtype)
     return module.learned_weight_grad(
         grad, weight, scores, active, seed, method, tau, off, rescale, output_mask
     )
