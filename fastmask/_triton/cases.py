@@ -118,7 +118,7 @@ def _learned() -> Iterator[Case]:
         # Rows of 255 do not start with a Philox call.
         x, w, grad = (torch.zeros(n, dtype=dtype) for n in ((64, 255), (256, 255), (64, 256)))
         odd = (torch.zeros(256, 255), bits[:, : 255 * 32])
-        odd_ones = (grad, x, w, *odd, None, seed, "gumbel", 1.0, "flip", False, _SCORES)
+        odd_ones = (grad, x, w, *odd, None, seed, "gumbel", 0.5, "flip", False, _SCORES)
         yield _backward(dtype, "gumbel-flip-odd-ds", odd_ones)
 
 
@@ -128,7 +128,7 @@ def _weight() -> Iterator[Case]:
         w, scores, g = torch.zeros(4096, dtype=dtype), torch.zeros(4096), torch.zeros(2, 4096)
         drawn = (w, scores, seed, "gumbel", 2, 0.0, None, "zero", True)
         yield Case("learned_weight", _name(dtype), "learned_weight", drawn)
-        taught = (g.to(dtype), w, scores, bits, seed, "gumbel", 1.0, "zero", True, [True, True])
+        taught = (g.to(dtype), w, scores, bits, seed, "gumbel", 0.5, "zero", True, [True, True])
         yield Case("learned_weight", f"{_name(dtype)}-dw-ds", "learned_weight_grad", taught)
 
 

@@ -67,12 +67,18 @@ def own24(seed, element, sample, stream, WIDE: tl.constexpr):
 
 
 @triton.jit
-def slope(logit, k, rate):
-    """s (1 - s) rate of s = sigmoid((logit + n) rate), n the noise of the integer k, rate 1 / tau.
+def slope(logit, k, rate, UNIT: tl.constexpr):
+    """s (1 - s) rate of s = sigmoid((logit + n) rate), n the noise of the integer k; UNIT where rate is 1.
 
-    One logarithm of the quotient loses less than the reference's difference of two.
+    n = log(above / below), so that at rate 1 no logarithm is needed. s (1 - s) is the same of -n and -logit:
+    exp is taken of a negative number alone, nothing overflows, and 1 - s does not cancel.
     """
-    noise = tl.log((33554431 - 2 * k).to(tl.float32) / (2 * k + 1).to(tl.float32))
-    # exp of a negative number is at most 1: nothing overflows, and 1 - s does not cancel.
-    z = tl.exp(-tl.abs((logit + noise) * rate))
-    return z / ((1.0 + z) * (1.0 + z)) * rate
+    below, above = (2 * k + 1).to(tl.float32), (33554431 - 2 * k).to(tl.float32)
+    if UNIT:
+        u = tl.where(logit >= 0, below, above) * tl.exp(-tl.abs(logit))
+        v = tl.where(logit >= 0, above, below)
+        found = u * v / ((u + v) * (u + v))
+    else:
+        z = tl.exp(-tl.abs((logit + tl.log(above / below)) * rate))
+        found = z / ((1.0 + z) * (1.0 + z)) * rate
+    return found

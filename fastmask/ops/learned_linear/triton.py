@@ -87,7 +87,7 @@ def _grad_scores(
     ends_ptr, order_ptr,
     rate, per, N, K, samples,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-    QUADS: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
+    QUADS: tl.constexpr, UNIT: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     n = tiles.columns(BN, WIDE)
     left = tl.program_id(1) * BK
@@ -118,7 +118,7 @@ def _grad_scores(
                 k24 = tl.reshape(k24, (BN, BK))
             else:
                 k24 = philox.own24(seed, element, sample, 0, WIDE)
-            sums *= philox.slope(logits, k24, rate)
+            sums *= philox.slope(logits, k24, rate, UNIT)
         total += sums
     tl.store(out_ptr + element, total, mask=inside)
 
@@ -276,7 +276,7 @@ def _teach(
             grad, x, weight, scores, seed, a, through, out, cut.ends, cut.order,
             1.0 / tau, cut.per, N, K, samples,
             ROWS=rows, BN=block, BK=block, PRECISION=tiles.precision(grad.dtype),
-            QUADS=K % 4 == 0, FLIP=flip, WIDE=launch.wide(out.numel()),
+            QUADS=K % 4 == 0, UNIT=tau == 1.0, FLIP=flip, WIDE=launch.wide(out.numel()),
             num_warps=4, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
     return out

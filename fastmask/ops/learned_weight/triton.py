@@ -58,7 +58,7 @@ def _inner(
 def _grads(
     grad_ptr, weight_ptr, scores_ptr, bits_ptr, seed_ptr, scale_ptr, through_ptr, dw_ptr, ds_ptr,
     rate, n, size, samples,
-    BLOCK: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, UNIT: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     first = packed.start(BLOCK, WIDE)
     at = first + tl.arange(0, BLOCK)
@@ -84,7 +84,7 @@ def _grads(
             if seed_ptr is not None:
                 logits = tl.load(scores_ptr + element, mask=element < n, other=0.0).to(tl.float32)
                 k24 = philox.uniform24(tl.load(seed_ptr), quad, sample, 0, WIDE)
-                taught *= philox.slope(logits, tl.reshape(k24, (BLOCK, 8)), rate)
+                taught *= philox.slope(logits, tl.reshape(k24, (BLOCK, 8)), rate, UNIT)
             of_scores += taught
         bits_ptr += size
         grad_ptr += n
@@ -158,6 +158,6 @@ def learned_weight_grad(
             grad, weight, scores, active, seed, a, through,
             dw if of_weight else None, dscores if of_scores else None,
             1.0 / tau, n, size, count,
-            BLOCK=BYTES, FLIP=off == "flip", WIDE=wide, enable_fp_fusion=True,
+            BLOCK=BYTES, UNIT=tau == 1.0, FLIP=off == "flip", WIDE=wide, enable_fp_fusion=True,
         )  # fmt: skip
     return dw, dscores

@@ -27,7 +27,7 @@ FLOATS = [torch.float32, torch.float16]
 GUMBEL: dict[str, Any] = {"method": "gumbel", "seed": 2**64 - 3, "tau": 0.5}
 RULES: dict[str, dict[str, Any]] = {
     "gumbel": GUMBEL,
-    "gumbel flip": {**GUMBEL, "off": "flip"},
+    "gumbel flip": {**GUMBEL, "off": "flip", "tau": 1.0},
     "gumbel scale": {**GUMBEL, "scale": "rsqrt_density"},
     "threshold": {"method": "threshold", "mu": 0.1},
     "threshold flip": {"method": "threshold", "off": "flip"},

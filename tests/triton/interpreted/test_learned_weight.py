@@ -22,6 +22,7 @@ FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1,), (37,), (37, 45), (5, 3, 2, 3), (3, 1024), (0, 3)]
 METHODS: dict[str, dict[str, Any]] = {
     "gumbel": {"method": "gumbel", "seed": 2**63 + 5, "samples": 3, "tau": 0.5},
+    "gumbel tau 1": {"method": "gumbel", "seed": 3},
     "threshold": {"method": "threshold", "mu": 0.1},
     "topk": {"method": "topk", "density": 0.4},
 }
@@ -101,3 +102,17 @@ def test_float64_weights_are_refused_by_name() -> None:
     w = values(3, 8, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="computes in float32, bfloat16, float16"):
         ops.learned_weight(w, w, method="threshold", backend="triton")
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("tau", [1.0, 0.3, 1e-30, 1e30])
+def test_slopes_of_all_logits(tau: float) -> None:
+    """At temperature 1 by another formula; neither overflows, and only NaN gives NaN."""
+    limits = torch.tensor([0.0, -0.0, 200.0, -200.0, 3e38, -3e38, float("inf"), -float("inf")])
+    scores = torch.cat([limits, torch.tensor([float("nan")]), torch.linspace(-40, 40, 4096)])
+    w = torch.ones_like(scores)
+    options = {"method": "gumbel", "seed": 11, "tau": tau}
+    ours, plain = (run(w, scores, name, **options)[2] for name in ("triton", "reference"))
+    exact = run(w.double(), scores.double(), "reference", **options)[2]
+    assert ours.isnan().nonzero().tolist() == [[8]]
+    assert_within_budget(ours, plain, exact)
