@@ -33,11 +33,12 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel, its arguments by name, and its options."""
+    """A kernel, its arguments by name, its options, and how many programs run along each axis."""
 
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, Any]
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def recorded() -> Iterator[list[Launch]]:
         given = {name: value for name, value in kwargs.items() if name in names}
         bound = inspect.signature(kernel.fn).bind(*args, **given)
         bound.apply_defaults()
-        launches.append(Launch(kernel, dict(bound.arguments), options))
+        launches.append(Launch(kernel, dict(bound.arguments), options, grid))
 
     with mock.patch.object(JITFunction, "run", record):
         yield launches

@@ -16,6 +16,16 @@ def start(BLOCK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def start_of_mask(blocks, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """This program's mask, of `blocks` each, and the first index of its block; one axis has no limit."""
+    program = tl.program_id(0)
+    block = program % blocks
+    if WIDE:
+        block = block.to(tl.int64)
+    return (program // blocks).to(tl.int64), block * BLOCK
+
+
+@triton.jit
 def expand(packed):
     """Bytes (..., B) as bools (..., B, 8), the eight of a byte in one thread where the layout lets them."""
     return ((tl.expand_dims(packed.to(tl.int32), -1) >> tl.arange(0, 8)) & 1) != 0

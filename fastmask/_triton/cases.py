@@ -29,7 +29,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_bits(), *_steps(), *_linear(), *_learned(), *_weight()]
+    return [*_bits(), *_steps(), *_conv(), *_linear(), *_learned(), *_weight()]
 
 
 def _bits() -> Iterator[Case]:
@@ -63,22 +63,40 @@ def _steps() -> Iterator[Case]:
             yield Case("masked_adamw_", _name(dtype) + what, "masked_adamw_", (*lists, *betas))
 
 
+def _conv() -> Iterator[Case]:
+    size, geometry = (64, 64, 3, 3), ([1, 1], [1, 1], [1, 1], 1)
+    bits = _bytes(64 * 64 * 9).expand(2, -1)
+    for dtype in FLOATS[:2]:
+        x, w = torch.zeros(2, 64, 8, 8, dtype=dtype), torch.zeros(size, dtype=dtype)
+        for what, kept in (("", w), ("-last", w.to(memory_format=torch.channels_last))):
+            drawn = (x, kept, bits, None, *geometry)
+            yield Case("masked_conv2d", _name(dtype) + what, "masked_conv2d", drawn)
+        taught = (x, x, bits, list(size), *geometry)
+        yield Case("masked_conv2d", f"{_name(dtype)}-dw", "grad_weight", taught)
+
+
 def _linear() -> Iterator[Case]:
     N, K = 4096, 4096
     bits = _bytes(N * K).unsqueeze(0)
     odd = _bytes(256 * 256).unsqueeze(0)[:, : 255 * 32]
     for dtype in FLOATS:
         w, b = torch.zeros(N, K, dtype=dtype), torch.zeros(N, dtype=dtype)
-        for B in (1, 4, 64, 1024):
-            x = torch.zeros(B, K, dtype=dtype)
-            what = f"{_name(dtype)}-B{B}"
+        # From some 100 rows float32 goes through scratch.
+        most = 64 if dtype == torch.float32 else 256
+        for B in sorted({1, 4, 64, most}):
+            x, what = torch.zeros(B, K, dtype=dtype), f"{_name(dtype)}-B{B}"
             yield Case("masked_linear", what, "masked_linear", (x, w, bits, b, None))
-            if B == 1024:
-                yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, bits, None))
-                yield Case("masked_linear", f"{what}-dw", "grad_weight", (x, x, bits, None))
+        yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, bits, None))
+        yield Case("masked_linear", f"{what}-dw", "grad_weight", (x, x, bits, None))
         if dtype == torch.float16:
             # What follows differs from bfloat16 in nothing but the conversion.
             continue
+        x, small = torch.zeros(16, K, dtype=dtype), torch.zeros(1024, 2048, dtype=dtype)
+        yield Case("masked_linear", f"{_name(dtype)}-B16-dx", "grad_input", (x, w, bits, None))
+        many = (small, torch.zeros(2048, 2048, dtype=dtype), bits[:, : 2048 * 256])
+        what = f"{_name(dtype)}-many"
+        yield Case("masked_linear", what, "masked_linear", (*many, b[:2048], None))
+        yield Case("masked_linear", f"{what}-dw", "grad_weight", (small, small, many[2], None))
         groups = torch.arange(64) % 4
         four = bits.expand(4, -1)
         x = torch.zeros(64, K, dtype=dtype)

@@ -1,4 +1,4 @@
-"""What launchers share: the device that is current while a kernel starts, and when offsets need 64 bits."""
+"""What launchers share: the device that is current while a kernel starts, when offsets need 64 bits."""
 
 from __future__ import annotations
 
@@ -21,3 +21,11 @@ def wide(numel: int) -> bool:
 def number(scalar: Tensor) -> float | Tensor:
     """A tensor of one element as a number where it is on the CPU; on a device it stays, unread."""
     return scalar.item() if scalar.device.type == "cpu" else scalar.reshape(())
+
+
+def capability(tensor: Tensor) -> int:
+    """Compute capability of a tensor's device as a number; off a GPU 90, to plan as for an H100."""
+    if not tensor.is_cuda:
+        return 90
+    major, minor = torch.cuda.get_device_capability(tensor.device)
+    return 10 * major + minor

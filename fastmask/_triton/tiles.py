@@ -74,9 +74,16 @@ def products(
 
 
 @triton.jit
-def place(table_ptr, per, ROWS: tl.constexpr):
-    """Mask, first place and end of this program's rows: equal groups, or a line of the table."""
-    t = tl.program_id(1).to(tl.int64)
+def turn(count):
+    """This program's tile of rows, of `count`, and of W: those that share a tile of W run side by side."""
+    program = tl.program_id(0)
+    return program % count, program // count
+
+
+@triton.jit
+def place(t, table_ptr, per, ROWS: tl.constexpr):
+    """Mask, first place and end of a tile of rows: equal groups, or a line of the table."""
+    t = t.to(tl.int64)
     if table_ptr is None:
         count = tl.cdiv(per, ROWS)
         sample = t // count
@@ -99,8 +106,16 @@ def row(order_ptr, at, end):
 
 
 @triton.jit
+def span(tile, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    """Indices of a block, in 64 bits where WIDE."""
+    if WIDE:
+        tile = tile.to(tl.int64)
+    return tile * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit
 def columns(BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    return packed.start(BLOCK, WIDE) + tl.arange(0, BLOCK)
+    return span(tl.program_id(0), BLOCK, WIDE)
 
 
 @triton.jit
@@ -123,10 +138,10 @@ def add(parts: Tensor, bias: Tensor | None, y: Tensor) -> None:
     )  # fmt: skip
 
 
-def splits(tiles: int, steps: int) -> int:
-    """Parts of K: a power of two up to 8 that keeps a device busy, each of 4 steps or more."""
+def splits(tiles: int, steps: int, most: int = 8) -> int:
+    """Parts of a sum: a power of two up to `most` that keeps a device busy, each of 4 steps or more."""
     split = 1
-    while split < 8 and tiles * split < BUSY and steps >= 8 * split:
+    while split < most and tiles * split < BUSY and steps >= 8 * split:
         split *= 2
     return split
 

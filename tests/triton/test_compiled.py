@@ -49,13 +49,14 @@ def test_tensor_cores_multiply() -> None:
         for capability in aot.CAPABILITIES:
             for machine in machines(case, capability):
                 kernels.add(machine.kernel)
-                if machine.kernel not in ("_few", "_add", "_popcount"):
+                if machine.kernel not in ("_few", "_add", "_popcount", "_window", "_add_selected"):
+                    newest = "HGMMA" if capability == 90 else "HMMA"
+                    assert all(newest in each for each in machine.tensor_core), (case, capability)
                     assert machine.tensor_core, (case, capability)
                 if machine.kernel in ("_forward", "_drawn") and capability == 90:
                     assert from_registers.search(machine.sass), case
-    assert kernels == {
-        "_few", "_forward", "_add", "_grad_input", "_grad_weight", "_drawn", "_grad_scores", "_popcount"
-    }  # fmt: skip
+    products = {"_few", "_forward", "_grad_input", "_grad_weight", "_drawn", "_grad_scores"}
+    assert kernels == products | {"_add", "_popcount", "_window", "_add_selected"}
 
 
 @pytest.mark.parametrize("precision", ["highest", "high"])
@@ -124,6 +125,26 @@ def test_64_bit_offsets_compile(op: str) -> None:
     for each in aot.launches_of(case):
         machine = aot.compiled(aot.widened(each), 90)
         assert machine.spills == 0 and machine.stack == 0, machine
+
+
+def test_more_masks_and_rows_than_a_second_axis_takes() -> None:
+    """65,535 programs: axes other than the first have no more."""
+    bits = torch.zeros(70_000, 8, dtype=torch.uint8)
+    x, w, groups = torch.zeros(70_000, 8), torch.zeros(8, 8), torch.arange(70_000)
+    for op, launcher, arguments in (
+        ("unpack", "unpack", (bits, 64)),
+        ("popcount", "popcount", (bits,)),
+        ("masked_linear", "masked_linear", (x, w, bits, None, None)),
+        ("masked_linear", "masked_linear", (x.repeat(8, 1), w, bits, None, None)),
+        ("masked_linear", "grad_input", (x, w, bits, groups)),
+    ):
+        launches = aot.launches_of(Case(op, "many", launcher, arguments))
+        assert launches
+        for each in launches:
+            assert each.grid[0] >= 70_000 and max((0, *each.grid[1:])) <= 65_535, (
+                launcher,
+                each.grid,
+            )
 
 
 @triton.jit

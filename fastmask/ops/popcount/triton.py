@@ -14,9 +14,9 @@ WORDS = 2048
 
 
 @triton.jit
-def _popcount(words_ptr, sums_ptr, size, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    sample = tl.program_id(1).to(tl.int64)
-    at = packed.start(BLOCK, WIDE) + tl.arange(0, BLOCK)
+def _popcount(words_ptr, sums_ptr, size, blocks, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    sample, first = packed.start_of_mask(blocks, BLOCK, WIDE)
+    at = first + tl.arange(0, BLOCK)
     word = tl.load(words_ptr + sample * size + at, mask=at < size, other=0).to(
         tl.uint32, bitcast=True
     )
@@ -24,7 +24,7 @@ def _popcount(words_ptr, sums_ptr, size, BLOCK: tl.constexpr, WIDE: tl.constexpr
     word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
     word = (word + (word >> 4)) & 0x0F0F0F0F
     ones = ((word * 0x01010101) >> 24).to(tl.int32)
-    tl.store(sums_ptr + sample * tl.num_programs(0) + tl.program_id(0), tl.sum(ones))
+    tl.store(sums_ptr + tl.program_id(0), tl.sum(ones))
 
 
 def popcount(bits: Tensor) -> Tensor:
@@ -41,10 +41,11 @@ def popcount(bits: Tensor) -> Tensor:
     sums = torch.empty((samples, blocks), dtype=torch.int32, device=bits.device)
     if sums.numel() > 0:
         with launch.on(bits):
-            _popcount[(blocks, samples)](
+            _popcount[(blocks * samples,)](
                 bits.view(torch.int32),
                 sums,
                 size,
+                blocks,
                 BLOCK=WORDS,
                 WIDE=launch.wide(size),
                 enable_fp_fusion=False,

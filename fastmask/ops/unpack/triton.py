@@ -14,9 +14,9 @@ BYTES = 256
 
 
 @triton.jit
-def _unpack(bits_ptr, mask_ptr, n, size, BLOCK: tl.constexpr, WIDE: tl.constexpr):
-    sample = tl.program_id(1).to(tl.int64)
-    at = packed.start(BLOCK, WIDE) + tl.arange(0, BLOCK)
+def _unpack(bits_ptr, mask_ptr, n, size, blocks, BLOCK: tl.constexpr, WIDE: tl.constexpr):
+    sample, first = packed.start_of_mask(blocks, BLOCK, WIDE)
+    at = first + tl.arange(0, BLOCK)
     element = at[:, None] * 8 + tl.arange(0, 8)[None, :]
     ones = packed.expand(tl.load(bits_ptr + sample * size + at, mask=at < size, other=0))
     tl.store(mask_ptr + sample * n + element, ones.to(tl.uint8), mask=element < n)
@@ -29,12 +29,14 @@ def unpack(bits: Tensor, numel: int) -> Tensor:
     if mask.numel() == 0:
         return mask
     size = bits.shape[-1]
+    blocks = triton.cdiv(size, BYTES)
     with launch.on(bits):
-        _unpack[(triton.cdiv(size, BYTES), mask.numel() // numel)](
+        _unpack[(blocks * (mask.numel() // numel),)](
             bits,
             mask.view(torch.uint8),
             numel,
             size,
+            blocks,
             BLOCK=BYTES,
             WIDE=launch.wide(size * 8),
             enable_fp_fusion=False,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask._triton import launch, tiles
+from fastmask._triton.plan import Plan
+from fastmask.ops.masked_linear import triton
 from fastmask.testing import (
     ADVERSARIAL_SHAPES,
     assert_same_bits,
@@ -84,6 +86,23 @@ def test_split_sums(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None
     for shape in ((10, 1280), (37, 1283)):
         check(shape, 5, "one", dtype)
         check(shape, 7, "groups", dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_many_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through scratch of 700 weights: several blocks, the last of them smaller, or one."""
+    monkeypatch.setattr(triton, "plan", lambda *_: Plan("scratch", 700))
+    monkeypatch.setattr(triton, "dense_first", lambda *_: True)
+    for shape in ((37, 45), (64, 128), (5, 1), (10, 1280)):
+        check(shape, 5, "one", dtype)
+        check(shape, 2, "samples", dtype)
+    check((37, 45), 3, "groups", dtype)
+
+
+def test_split_sums_over_rows() -> None:
+    """A few tiles and many rows; masks with more of them than others."""
+    for layout in ("one", "samples", "empty groups"):
+        check((5, 24), 200, layout, torch.float32)
 
 
 def test_the_same_inputs_give_the_same_bits() -> None:
