@@ -73,6 +73,11 @@ def _conv() -> Iterator[Case]:
             yield Case("masked_conv2d", _name(dtype) + what, "masked_conv2d", drawn)
         taught = (x, x, bits, list(size), *geometry)
         yield Case("masked_conv2d", f"{_name(dtype)}-dw", "grad_weight", taught)
+        scores = torch.zeros(size)
+        for method, seed in (("gumbel", torch.tensor(3)), ("threshold", None)):
+            how = (method, 1 + (seed is not None), 0.5, None, "zero", False)
+            learned = (x, w, scores, None, seed, *geometry, *how)
+            yield Case("learned_conv2d", f"{_name(dtype)}-{method}", "learned_conv2d", learned)
 
 
 def _linear() -> Iterator[Case]:

@@ -8,8 +8,9 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask._triton import bits as packed
-from fastmask._triton import launch, tiles
+from fastmask._triton import launch, philox, tiles
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 BYTES = 128
 
 
@@ -38,6 +39,31 @@ def _select(
         if scale_ptr is not None:
             chosen = chosen.to(tl.float32) * tl.load(scale_ptr + sample)
         tl.store(out_ptr + place, chosen, mask=inside)
+        bits_ptr += size
+        out_ptr += size.to(tl.int64) * 8
+
+
+@triton.jit
+def _draw(
+    weight_ptr, scores_ptr, seed_ptr, bits_ptr, out_ptr, mu, n, size, samples,
+    FLIP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    first = packed.start(BLOCK, WIDE)
+    at = first + tl.arange(0, BLOCK)
+    element = at[:, None] * 8 + tl.arange(0, 8)[None, :]
+    inside = element < n
+    # Behind the end scores are -inf and bits 0.
+    scores = tl.load(scores_ptr + element, mask=inside, other=float("-inf")).to(tl.float32)
+    w = tl.load(weight_ptr + element, mask=inside, other=0.0)
+    ones = scores > mu
+    limit = philox.threshold(scores)
+    for sample in range(samples):
+        if seed_ptr is not None:
+            quad = first * 2 + tl.arange(0, 2 * BLOCK)
+            k24 = philox.uniform24(tl.load(seed_ptr), quad, sample, 0, WIDE)
+            ones = tl.reshape(k24, (BLOCK, 8)) < limit
+        tl.store(bits_ptr + at, packed.collect(ones), mask=at < size)
+        tl.store(out_ptr + element, tiles.select(ones, w, FLIP), mask=inside)
         bits_ptr += size
         out_ptr += size.to(tl.int64) * 8
 
@@ -94,7 +120,39 @@ def select(
                 source, active, scale, out, n, size, samples, depth,
                 AREA=area, FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
             )  # fmt: skip
-    return [one.as_strided(source.shape, source.stride()) for one in out]
+    return _laid_out(out, source, weight)
+
+
+def drawn_at_once(weight: Tensor, scores: Tensor) -> bool:
+    """Whether `draw` takes them: drawing goes in logical order, which the weight has to lie in."""
+    return weight.is_contiguous() and scores.dtype in FLOATS and weight.numel() > 0
+
+
+def draw(
+    weight: Tensor, scores: Tensor, seed: Tensor | None, samples: int, mu: float, flip: bool
+) -> tuple[list[Tensor], Tensor]:
+    """Masked weights as `select` gives them and their bits (S, bytes): sampled, or where scores > mu."""
+    n, scores = weight.numel(), scores.contiguous()
+    size = -(-n // 64) * 8
+    active = torch.empty((samples, size), dtype=torch.uint8, device=weight.device)
+    out = torch.empty((samples, size * 8), dtype=weight.dtype, device=weight.device)
+    with launch.on(weight):
+        _draw[(triton.cdiv(size, BYTES),)](
+            weight, scores, seed, active, out,
+            # torch compares in the scores' dtype, to which it rounds mu.
+            torch.tensor(mu, dtype=scores.dtype).item(), n, size, samples,
+            FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
+        )  # fmt: skip
+    return _laid_out(out, weight, weight), active
+
+
+def _laid_out(out: Tensor, source: Tensor, weight: Tensor) -> list[Tensor]:
+    """Each mask's weights as tensors like `weight`, whose memory format decides that of a convolution."""
+    made = [one.as_strided(source.shape, source.stride()) for one in out]
+    alike = torch.empty_like(weight, device="meta").stride()
+    if source.stride() == alike:
+        return made
+    return [one.new_empty_strided(one.shape, alike).copy_(one) for one in made]
 
 
 def window(

@@ -138,7 +138,7 @@ def _forward(
     *options_and_backend: Any,
 ) -> tuple[Tensor, Tensor]:
     *options, backend = options_and_backend
-    module = _backend.resolve("learned_conv2d", backend, x.device)
+    module = _backend.resolve("learned_conv2d", backend, x.device, x.dtype)
     return module.learned_conv2d(x, weight, scores, bias, seed, *options)
 
 
@@ -170,7 +170,7 @@ def _backward(
     *options_and_backend: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *options, backend = options_and_backend
-    module = _backend.resolve("learned_conv2d", backend, grad.device)
+    module = _backend.resolve("learned_conv2d", backend, grad.device, grad.dtype)
     return module.learned_conv2d_grad(grad, x, weight, scores, active, seed, *options)
 
 

@@ -14,7 +14,6 @@ from fastmask.ops.masked_conv2d.reference import (
     conv2d,
     conv2d_grad_input,
     conv2d_grad_weights,
-    laid_out,
 )
 from fastmask.ops.masked_linear import triton as linear
 
@@ -35,7 +34,8 @@ def masked_conv2d(
     if _is_linear(x, weight.shape, active, stride, padding, groups):
         y = linear.masked_linear(_pixels(x), weight.flatten(1), active, bias, None)
         return _images(y, x)
-    return conv2d(x, _selected(weight, active), bias, stride, padding, dilation, groups)
+    selected = weights.select(weight, active)
+    return conv2d(x, selected, bias, stride, padding, dilation, groups)
 
 
 def grad_input(
@@ -52,7 +52,7 @@ def grad_input(
     if _is_linear(grad, weight.shape, active, stride, padding, groups):
         dx = linear.grad_input(_pixels(grad), weight.flatten(1), active, None)
         return _images(dx, grad)
-    selected = _selected(weight, active)
+    selected = weights.select(weight, active)
     return conv2d_grad_input(grad, selected, input_size, stride, padding, dilation, groups)
 
 
@@ -71,15 +71,6 @@ def grad_weight(
         grad, x, len(active), weight_size, stride, padding, dilation, groups
     )
     return weights.add_selected(dense, active)
-
-
-def _selected(weight: Tensor, active: Tensor) -> list[Tensor]:
-    selected = weights.select(weight, active)
-    # In no memory format that a kernel writes: expanded, or strides of its own.
-    alike = torch.empty_like(weight, device="meta").stride()
-    if selected[0].stride() != alike:
-        return laid_out(torch.stack(selected), weight)
-    return selected
 
 
 def _is_linear(

@@ -1,4 +1,4 @@
-"""masked_conv2d and its gradients in the interpreter: selection by the kernels, products by torch."""
+"""masked_conv2d and learned_conv2d in the interpreter: weights by the kernels, products by torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask._triton import launch, weights
+from fastmask.ops.learned_conv2d import reference as learned_reference
 from fastmask.ops.masked_conv2d import triton
 from fastmask.ops.masked_linear.reference import select
 from fastmask.testing import (
@@ -99,6 +100,71 @@ def test_output_and_gradients(case: str, dtype: torch.dtype, samples: int) -> No
             assert_within_budget(mine, theirs, true)
         assert (ours[2][masked_out] == 0).all()
         assert ours[0].stride() == run(images, kept, bits, b, "reference", **where)[0].stride()
+
+
+LEARNED: dict[str, dict[str, Any]] = {
+    "gumbel": {"method": "gumbel", "seed": 7, "samples": 2, "tau": 0.7},
+    "gumbel flip": {"method": "gumbel", "seed": 2**63, "samples": 2, "off": "flip"},
+    "threshold": {"method": "threshold", "mu": 0.1},
+    "threshold scale": {"method": "threshold", "scale": "rsqrt_density"},
+    "topk flip": {"method": "topk", "density": 0.4, "off": "flip"},
+}
+
+
+def learn(leaves: list[Tensor], backend: str, options: dict[str, Any]) -> list[Tensor]:
+    """Output and gradients of x, weight, scores and bias."""
+    x, w, scores, b = (t.detach().requires_grad_() for t in leaves)
+    y = ops.learned_conv2d(x, w, scores, bias=b, backend=backend, **options)
+    grad = values(*y.shape, seed=9, dtype=torch.bfloat16).to(y.dtype)
+    return [y.detach(), *torch.autograd.grad(y, (x, w, scores, b), grad)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("options", LEARNED.values(), ids=LEARNED)
+def test_learned_masks(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of one entry the plain error may be 0 by chance, which makes it no measure of rounding to float16.
+    for case in ("strided", "depthwise", "one")[: 3 if dtype == torch.float32 else 2]:
+        x_size, w_size, where = CASES[case]
+        how = {**where, **options}
+        halves = [values(*s, seed=i, dtype=torch.float16) for i, s in enumerate((x_size, w_size))]
+        b, scores = values(w_size[0], seed=5, dtype=torch.float16), values(*w_size, seed=2).abs()
+        # An entry that counts has to be there: the scale of a mask with no ones is not of interest here.
+        scores = (
+            torch.where(mask(*w_size, seed=3), scores, -scores) if scores.numel() > 1 else scores
+        )
+        exact = learn(
+            [*(t.double() for t in halves), scores.double(), b.double()], "reference", how
+        )
+        leaves = [*(t.to(dtype) for t in halves), scores, b.to(dtype)]
+        with monkeypatch.context() as patch:
+            # What plain torch does: gradients of the weight have the dtype of the images.
+            patch.setattr(learned_reference, "wide", lambda grad, *_: grad.dtype)
+            plain = learn(leaves, "reference", how)
+        last = [t.to(memory_format=LAST) if t.dim() == 4 else t for t in leaves]
+        for given in (leaves, last):
+            with poisoned_memory():
+                ours = learn(given, "triton", how)
+            for mine, theirs, true in zip(ours, plain, exact, strict=True):
+                assert_within_budget(mine, theirs.to(mine.dtype), true)
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_bits_drawn_with_the_weights(wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launch, "wide", lambda _numel: wide)
+    for shape in [*ADVERSARIAL_SHAPES, (5, 3, 3, 2)]:
+        w, scores, seed = values(*shape), values(*shape, seed=1), torch.tensor(-5)
+        want = ops.sample_mask(scores, seed=seed, samples=3, backend="reference")
+        above = ops.pack(scores, 0.25, backend="reference")
+        with poisoned_memory():
+            chosen, bits = weights.draw(w, scores, seed, 3, 0.0, False)
+            over, ones = weights.draw(w, scores, None, 1, 0.25, False)
+        assert torch.equal(bits, want) and torch.equal(ones[0], above)
+        for mine, theirs in zip(
+            [*chosen, *over], [*select(w, want), *select(w, ones)], strict=True
+        ):
+            assert_same_bits(mine, theirs)
 
 
 def test_a_convolution_of_one_place_is_a_linear_layer(monkeypatch: pytest.MonkeyPatch) -> None:
