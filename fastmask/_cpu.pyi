@@ -24,7 +24,6 @@ def masked_linear(
     k: int,
     bias: int,
     y: int,
-    few: int,
     threads: int,
 ) -> None: ...
 def masked_linear_grad_input(
@@ -38,7 +37,6 @@ def masked_linear_grad_input(
     n: int,
     k: int,
     dx: int,
-    few: int,
     threads: int,
 ) -> None: ...
 def add_selected(dense: int, bits: int, n: int, add: int, out: int, threads: int) -> None: ...

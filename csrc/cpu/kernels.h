@@ -24,15 +24,14 @@
   /* bits of the k largest of n scores, the lower index first among equals */                                     \
   X(topk_mask, (const void* scores, int64_t kind, int64_t n, int64_t k, uint8_t* bits, int64_t threads))          \
   /* y (b, n) of x (b, k), w (n, k) and bias (n) or null, all of a kind; rows of x by mask: `starts` (samples + 1),   \
-     or null for equal groups. `few` rows are multiplied as w is read; more only in float32 or with bfloat16's        \
-     instructions */                                                                                               \
+     or null for equal groups. */                                                                               \
   X(masked_linear, (const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,        \
-                    int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y, int64_t few,      \
+                    int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y,                   \
                     int64_t threads))                                                                              \
   /* dx (b, k) of grad (b, n) */                                                                                   \
   X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                 \
                                const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,  \
-                               int64_t few, int64_t threads))                                                      \
+                               int64_t threads))                                                      \
   /* out (n) = g * w * s(1 - s) / tau of the relaxed sample s, its noise drawn again; or plus that */             \
   X(straight_through, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,           \
                        uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads))         \

@@ -4,7 +4,7 @@
 // transposed, MR by NV * L sums in registers. The same product, with the block read the other way, is dY W.
 //
 //     x (B, C) -> panels (C / P, kPanel)   P numbers a lane: 1 float32, or 2 bfloat16 for vdpbf16ps
-//     block of W (kBlock, kDepth)          sums (kBlock, B)   -> out (B, R)
+//     block of W (kBlock, depth)          sums (kBlock, B)   -> out (B, R)
 #include "linear.h"
 
 namespace fastmask {
@@ -19,9 +19,8 @@ constexpr int MR = 6, NV = 2;  // 15 of 16 registers
 constexpr int MR = 4, NV = 1;
 #endif
 constexpr int64_t kPanel = NV * L;  // columns of x^T side by side
-constexpr int64_t kDepth = 256;     // lanes of products summed before they are added to the rest
 constexpr int64_t kRowsAtOnce = 512;
-constexpr int64_t kBlock = 96;  // outputs a task; a multiple of every MR; with kDepth 96 KB of L2
+constexpr int64_t kBlock = 96;  // outputs a task; a multiple of every MR; with `depth` 96 KB of L2 at most
 
 // What a lane holds.
 template <class T>
@@ -29,14 +28,14 @@ struct Lane;
 
 template <>
 struct Lane<float> {
-  static constexpr int64_t numbers = 1;
+  static constexpr int64_t numbers = 1, depth = 256;  // lanes of products summed before they are added to the rest
   static F add(F sum, const float* one, F x) { return fma(set1(*one), x, sum); }
 };
 
 #if defined(__AVX512BF16__)
 template <>
 struct Lane<uint16_t> {
-  static constexpr int64_t numbers = 2;
+  static constexpr int64_t numbers = 2, depth = 128;
   static F add(F sum, const float* one, F x) {
     return _mm512_dpbf16_ps(sum, (__m512bh)_mm512_castps_si512(set1(*one)), (__m512bh)_mm512_castps_si512(x));
   }
@@ -197,7 +196,7 @@ void give(const float* sums, int64_t ld, int64_t count, int64_t outputs, const T
 template <bool across, class T>
 void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias, T* out,
              int64_t threads) {
-  constexpr int64_t P = Lane<T>::numbers;
+  constexpr int64_t P = Lane<T>::numbers, kDepth = Lane<T>::depth;
   static thread_local Scratch kept;
   const int64_t R = across ? k : n, C = across ? n : k, lanes = (C + P - 1) / P;
   const int64_t bytes = packed_words(n * k) * 8;

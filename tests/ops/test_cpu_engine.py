@@ -29,7 +29,8 @@ def test_it_links_neither_torch_nor_an_openmp_runtime() -> None:
     if sys.platform != "linux":
         pytest.skip("ldd is Linux's")
     linked = subprocess.run(["ldd", _cpu.__file__], capture_output=True, text=True, check=True)
-    assert not re.search(r"torch|c10|omp|mkl|python", linked.stdout), linked.stdout
+    names = re.sub(r"\(0x[0-9a-f]+\)", "", linked.stdout)
+    assert not re.search(r"torch|c10|omp|mkl|python", names), names
 
 
 def test_it_loads_where_there_is_no_torch() -> None:

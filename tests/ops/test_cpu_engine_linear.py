@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmask import _backend, ops
 from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
@@ -17,10 +19,11 @@ if _backend.missing("cpu") is not None:
 
 from fastmask import _cpu
 
-# Dot products up to 8 rows a mask, half a panel, whole panels, more rows than are computed at once.
-ROWS = (1, 2, 3, 4, 5, 8, 9, 16, 17, 33, 64, 70, 530)
-# (N, K): rows that start within a byte, within a word, on a word; blocks of outputs and of depth with a rest.
-SHAPES = ((5, 7), (13, 48), (37, 45), (100, 272), (97, 320), (211, 601))
+# Each height of a tile, more tiles, half a panel and whole ones, more rows than are computed at once.
+ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 16, 17, 33, 64, 70, 530)
+# (N, K): rows that start within a byte, within a word, on a word; blocks of outputs and of depth with a rest;
+# the last are too large to be read for each tile of x, in float32 and in bfloat16.
+SHAPES = ((5, 7), (13, 48), (37, 45), (100, 272), (97, 320), (211, 601), (131, 1003))
 
 
 @pytest.fixture(params=_cpu.isas(), autouse=True)
@@ -114,6 +117,56 @@ def test_what_is_masked_out_may_be_anything(rows: int) -> None:
     for bad in (float("nan"), float("inf")):
         for got, want in zip(run(x, torch.where(m, w, bad), active, dy), clean, strict=True):
             assert_same_bits(got, want)
+
+
+class Seen(TorchDispatchMode):
+    """Notes the ops that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_call_that_nobody_watches_has_the_bits_of_the_op(learned: bool) -> None:
+    x, w, b = values(2, 3, 45), values(37, 45, seed=1), values(37, seed=2)
+    active, dy = ops.pack(mask(37, 45)), values(2, 3, 37, seed=3)
+    if learned:
+        x, w, b = (t.requires_grad_() for t in (x, w, b))
+
+    def results() -> list[Tensor]:
+        y = ops.masked_linear(x, w, active, b, backend="cpu")
+        return [y.detach(), *(torch.autograd.grad(y, (x, w, b), dy) if learned else ())]
+
+    alone = results()
+    with Seen() as seen:
+        watched = results()
+    assert "fastmask::masked_linear" in seen.names, "a mode sees the op"
+    for got, want in zip(alone, watched, strict=True):
+        assert_same_bits(got, want)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        results()
+    assert any(e.key == "fastmask::masked_linear" for e in profile.key_averages())
+
+
+def test_forward_mode_is_refused_rather_than_wrong() -> None:
+    x, w, active = values(2, 45), values(37, 45, seed=1), ops.pack(mask(37, 45))
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        with pytest.raises((RuntimeError, NotImplementedError), match=r"forward AD|jvp"):
+            ops.masked_linear(dual, w, active, backend="cpu")
+
+
+def test_lazily_negated_rows_are_what_they_say() -> None:
+    x, w, active = values(4, 45), values(37, 45, seed=1), ops.pack(mask(37, 45))
+    negated = torch.imag(torch.complex(torch.zeros_like(x), x).conj())
+    assert negated.is_neg()
+    want = ops.masked_linear(-x, w, active, backend="cpu")
+    assert_same_bits(ops.masked_linear(negated, w, active, backend="cpu"), want)
 
 
 @pytest.mark.parametrize("rows", [1, 9, 70])

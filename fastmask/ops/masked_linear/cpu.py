@@ -15,7 +15,7 @@ from fastmask import _cpu
 from fastmask.ops.masked_linear import reference
 
 DTYPES = (torch.float32, torch.bfloat16)
-# Rows a mask up to which W is multiplied as it is read.
+# Rows a mask in bfloat16 up to which W is multiplied as it is read, whatever instructions there are.
 FEW = 8
 
 
@@ -40,8 +40,7 @@ def masked_linear(
     bits = active.data_ptr()
     if _cpu.all_ones(bits, samples, n * k):
         return F.linear(x, weight, bias)
-    few = count <= FEW * samples
-    if not few and _left_to_torch(x.dtype):
+    if count > FEW * samples and _left_to_torch(x.dtype):
         return _in_blocks(x, weight, active, bias, groups)
     rows, starts, order = _by_mask(x, groups, samples)
     bias = None if bias is None else bias.contiguous()
@@ -58,7 +57,6 @@ def masked_linear(
         k,
         _address(bias),
         y.data_ptr(),
-        few,
         torch.get_num_threads(),
     )
     return y if order is None else torch.empty_like(y).index_copy_(0, order, y)
@@ -71,8 +69,7 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
     bits = active.data_ptr()
     if _cpu.all_ones(bits, samples, n * k):
         return grad @ weight
-    few = count <= FEW * samples
-    if not few and _left_to_torch(grad.dtype):
+    if count > FEW * samples and _left_to_torch(grad.dtype):
         return reference.linear_grad_input(grad, select(weight, active), groups)
     rows, starts, order = _by_mask(grad, groups, samples)
     dx = rows.new_empty(count, k)
@@ -87,7 +84,6 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
         n,
         k,
         dx.data_ptr(),
-        few,
         torch.get_num_threads(),
     )
     return dx if order is None else torch.empty_like(dx).index_copy_(0, order, dx)

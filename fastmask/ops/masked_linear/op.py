@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _eager
+from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 
 
@@ -48,6 +49,8 @@ def masked_linear(
     Gradients: x; weight, `where(active, dY.T @ x, 0)` summed over masks; bias. Once differentiable.
     Deterministic: yes. Autocast: as `torch.nn.functional.linear`.
     """
+    if groups is None and _eager.unwatched() and _fits(x, weight, active, bias):
+        return _undispatched(x, weight, active, bias, backend)
     linear_shapes(x, weight)
     _checks.packed("active", active, weight.numel(), "weight", weight)
     active = active.unsqueeze(0) if active.dim() == 1 else active
@@ -57,6 +60,37 @@ def masked_linear(
     flat_groups = None if groups is None else groups.reshape(-1)
     out = _MaskedLinear.apply(rows, weight, active, bias, flat_groups, backend)
     return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
+
+
+def _fits(x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None) -> bool:
+    """Whether all checks of an ordinary call on the CPU would pass, said in a microsecond or two."""
+    ordinary, dtype = _eager.ordinary, x.dtype
+    if not (ordinary(x) and ordinary(weight) and ordinary(active) and weight.dim() == 2):
+        return False
+    (n, k), masks, rows = weight.shape, active.shape, x.shape
+    return (
+        dtype in _checks.FLOATING
+        and dtype is weight.dtype
+        and active.dtype is torch.uint8
+        and len(rows) > 0
+        and rows[-1] == k > 0
+        and masks[-1:] == (packed_bytes(n * k),)
+        and (len(masks) == 1 or (len(masks) == 2 and masks[0] > 0))
+        and (len(masks) == 1 or math.prod(rows[:-1]) % masks[0] == 0)
+        and (bias is None or (ordinary(bias) and bias.dtype is dtype and bias.shape == (n,)))
+    )
+
+
+def _undispatched(
+    x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, backend: str
+) -> Tensor:
+    """What the op computes, past torch's dispatcher: 9 us a call instead of 40 (7 x 1280, one row, Zen 4)."""
+    rows = x if x.dim() == 2 else x.reshape(-1, x.shape[-1])
+    active = active.unsqueeze(0) if active.dim() == 1 else active
+    taught = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    compute = _Undispatched.apply if taught and torch.is_grad_enabled() else _forward
+    out = compute(rows, weight, active, bias, None, backend)
+    return out if x.dim() == 2 else out.view(*x.shape[:-1], weight.shape[0])
 
 
 def linear_shapes(x: Tensor, weight: Tensor) -> None:
@@ -123,6 +157,17 @@ class _MaskedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             db = grad.sum(dim=0)
         return dx, dw, None, db, None, None
+
+
+class _Undispatched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _MaskedLinear.setup_context(ctx, inputs, inputs[0])
+        return _forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _MaskedLinear.backward(ctx, *grads)
 
 
 def _forward(

@@ -1,0 +1,34 @@
+"""Whether a call needs torch's dispatcher: what it costs, tens of microseconds, is felt in small layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad, profiler
+from torch.nn import Parameter
+
+
+def unwatched() -> bool:
+    """Whether nothing sees or changes this thread's ops: no compiler, tracer, transform, mode or profiler."""
+    c = torch._C
+    return not (
+        torch.compiler.is_compiling()
+        or c._are_functorch_transforms_active()
+        or c._len_torch_function_stack()
+        or c._len_torch_dispatch_stack()
+        or c._get_tracing_state()
+        or forward_ad._current_level >= 0
+        or profiler._is_profiler_enabled
+        or torch.is_autocast_enabled("cpu")
+    )
+
+
+def ordinary(value: Tensor) -> bool:
+    """Whether `value` is plain memory of the CPU: no subclass, no other layout, no lazy negation."""
+    kind = type(value)
+    return (
+        (kind is Tensor or kind is Parameter)
+        and value.is_cpu
+        and value.layout is torch.strided
+        and not value.is_neg()
+    )
