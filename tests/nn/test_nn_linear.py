@@ -260,7 +260,9 @@ def test_a_mask_learns_what_the_task_needs() -> None:
             F.mse_loss(layer(x), y).backward()
             optimizer.step()
         assert layer.mask.active().to_bool().tolist() == [[True] * 4 + [False] * 4]
-        assert F.mse_loss(layer.eval()(x), y) == 0
+        # Three additions in one order and in another, each within half an eps of what it adds.
+        bound = 3 * torch.finfo(x.dtype).eps * x[:, :4].abs().sum(1, keepdim=True)
+        assert ((layer.eval()(x) - y).abs() <= bound).all()
         assert_same_bits(layer.weight.detach(), before)
 
 
