@@ -13,7 +13,7 @@ $(RUN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit("fastmask needs Python 3.11 or newer; %s is %d.%d: make PYTHON=python3.12 ..." % (sys.executable, *v))'
 	$(PYTHON) -m venv $(VENV)
 
-ENGINE := setup.py $(wildcard csrc/*.h csrc/cpu/*.h csrc/cpu/*.cpp)
+ENGINE := setup.py $(wildcard csrc/*.h csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 # A stamp for each set of packages: installing again only when pyproject.toml or the engine changes.
 $(VENV)/.installed-all: $(RUN)/python pyproject.toml $(ENGINE)
@@ -36,7 +36,7 @@ ENGINE_TESTS := $(patsubst fastmask/ops/%/cpu.py,tests/ops/test_%.py,$(wildcard 
 # Python itself is not built with them: their libraries come first, and what it never frees is no leak.
 sanitize: $(VENV)/.installed-dev ## build the CPU engine with ASan and UBSan, run the tests of its ops on it
 	rm -rf build/sanitized
-	FASTMASK_CXXFLAGS="$(SANITIZERS)" $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/sanitized .
+	FASTMASK_CUDA_ARCHS=none FASTMASK_CXXFLAGS="$(SANITIZERS)" $(RUN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target build/sanitized .
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libubsan.so)" \
 	ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized \
 	$(RUN)/pytest -q -p no:cacheprovider -k "cpu- and not compile and not opcheck" $(ENGINE_TESTS)

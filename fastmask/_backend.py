@@ -2,7 +2,8 @@
 
 A back end of an op is the module `fastmask/ops/<op>/<backend>.py`; all back ends of an op have equal
 function names. A named back end is used or refused with the reason, never replaced; `auto` passes by one
-whose `DTYPES`, where it has them, lack the tensors' dtype. `triton` is refused tensors on the CPU unless
+whose `DTYPES`, where it has them, lack the tensors' dtype, that lacks the function, or that is for few rows
+(`MOST_ROWS`, a choice of speed alone) where there are more. `triton` is refused tensors on the CPU unless
 TRITON_INTERPRET=1 has Triton interpret its kernels; `auto` never takes it there.
 """
 
@@ -37,17 +38,13 @@ def missing(name: str) -> str | None:
         return f"this version of fastmask has no {name} kernels yet"
     if name == "cpu":
         return _missing_engine()
-    if name == "cuda" and importlib.util.find_spec("fastmask._cuda") is None:
-        return "the compiled module fastmask._cuda was not built into this installation"
     if name == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
     if name == "triton" and interpreted():
         return None
     if name == "triton" and not torch.cuda.is_available():
         return "torch sees no CUDA device, and TRITON_INTERPRET=1 (slow, for tests) is not set"
-    if _DEVICES[name] == "cuda" and not torch.cuda.is_available():
-        return "torch sees no CUDA device"
-    return None
+    return _missing_launchers() if name == "cuda" else None
 
 
 def interpreted() -> bool:
@@ -63,14 +60,28 @@ def _missing_engine() -> str | None:
     try:
         from fastmask import _cpu
     except ImportError as error:
-        said = Path(__file__).with_name("_cpu_missing.txt")
-        why = said.read_text(encoding="utf-8").strip() if said.exists() else error
-        return f"the compiled module fastmask._cpu is not in this installation ({why})"
+        return _not_here("_cpu", error)
     if forced := os.environ.get("FASTMASK_CPU_ISA"):
         _cpu.use(forced)
     if entry := _openmp():
         _cpu.borrow(entry)
     return None
+
+
+def _missing_launchers() -> str | None:
+    """Load the CUDA engine; say why it cannot run on the devices there are."""
+    try:
+        from fastmask import _cuda
+    except ImportError as error:
+        return _not_here("_cuda", error)
+    return _cuda.missing() if torch.cuda.is_available() else "torch sees no CUDA device"
+
+
+def _not_here(name: str, error: ImportError) -> str:
+    """Say that a compiled module is not in this installation, and why where the build left word."""
+    said = Path(__file__).with_name(f"{name}_missing.txt")
+    why = said.read_text(encoding="utf-8").strip() if said.exists() else error
+    return f"the compiled module fastmask.{name} is not in this installation ({why})"
 
 
 def _openmp() -> int | None:
@@ -96,13 +107,15 @@ def _module(op: str, name: str) -> ModuleType | None:
 
 
 @functools.cache
-def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> ModuleType:
+def _resolve(
+    op: str, name: str, device: str, dtype: torch.dtype | None, function: str | None = None
+) -> tuple[ModuleType, ...]:
+    """The module named, or for auto all that can run, fastest first."""
     if name == "auto":
-        for candidate in preference(device):
-            if missing(candidate) is None:
-                found = _module(op, candidate)
-                if found is not None and _takes(found, dtype):
-                    return found
+        present = (_module(op, each) for each in preference(device) if missing(each) is None)
+        found = tuple(m for m in present if m is not None and _takes(m, dtype, function))
+        if found:
+            return found
         raise BackendUnavailable(f"{op}: no back end runs on {device} tensors")
     reason = missing(name)
     module = _module(op, name) if reason is None else None
@@ -114,23 +127,37 @@ def _resolve(op: str, name: str, device: str, dtype: torch.dtype | None) -> Modu
     if module is not None and not _takes(module, dtype):
         computes = ", ".join(str(each).removeprefix("torch.") for each in module.DTYPES)
         reason = reason or f"it computes in {computes} and these are {dtype}"
+    if module is not None and not _takes(module, None, function):
+        reason = reason or f"its {op} has no {function}"
     if reason is not None:
         raise BackendUnavailable(f"{op}: back end {name!r} cannot be used: {reason}")
     assert module is not None
-    return module
+    return (module,)
 
 
-def _takes(module: ModuleType, dtype: torch.dtype | None) -> bool:
-    return dtype is None or dtype in getattr(module, "DTYPES", (dtype,))
+def _takes(module: ModuleType, dtype: torch.dtype | None, function: str | None = None) -> bool:
+    typed = dtype is None or dtype in getattr(module, "DTYPES", (dtype,))
+    return typed and (function is None or hasattr(module, function))
 
 
 def resolve(
-    op: str, name: str, device: torch.device, dtype: torch.dtype | None = None
+    op: str,
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    function: str | None = None,
+    rows: int = 0,
 ) -> ModuleType:
     """Return the module that runs `op` on such tensors: the one named, or for auto the fastest there is.
+
+    `function` is the one that will be called, where not all back ends have it; `rows` how many there are.
 
     Raises:
         ValueError: `name` is no back end, or FASTMASK_CPU_ISA names no instruction set of this processor.
         BackendUnavailable: the back end named cannot run; the message says why.
     """
-    return _resolve(op, name, device.type, dtype)
+    found = _resolve(op, name, device.type, dtype, function)
+    for module in found:
+        if rows <= getattr(module, "MOST_ROWS", rows):
+            return module
+    return found[-1]

@@ -176,7 +176,7 @@ def _forward(
 ) -> Tensor:
     if x.device.type == "cpu":  # counting would stall a GPU
         _as_many(values, active)
-    module = _backend.resolve("compressed_linear", backend, x.device)
+    module = _backend.resolve("compressed_linear", backend, x.device, x.dtype, rows=len(x))
     return module.compressed_linear(x, values, active, out_features, bias)
 
 
@@ -189,7 +189,7 @@ def _forward_fake(
 def _grad_input(
     grad: Tensor, values: Tensor, active: Tensor, in_features: int, backend: str
 ) -> Tensor:
-    module = _backend.resolve("compressed_linear", backend, grad.device)
+    module = _backend.resolve("compressed_linear", backend, grad.device, grad.dtype, "grad_input")
     return module.grad_input(grad, values, active, in_features)
 
 

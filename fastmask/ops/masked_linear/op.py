@@ -179,7 +179,8 @@ def _forward(
     backend: str,
 ) -> Tensor:
     _checks.in_range(groups, active.shape[0])
-    module = _backend.resolve("masked_linear", backend, x.device, x.dtype)
+    rows = -(-len(x) // len(active))
+    module = _backend.resolve("masked_linear", backend, x.device, x.dtype, rows=rows)
     return module.masked_linear(x, weight, active, bias, groups)
 
 
@@ -197,7 +198,7 @@ def _forward_fake(
 def _grad_input(
     grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | None, backend: str
 ) -> Tensor:
-    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype)
+    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype, "grad_input")
     return module.grad_input(grad, weight, active, groups)
 
 
@@ -210,7 +211,7 @@ def _grad_input_fake(
 def _grad_weight(
     grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None, backend: str
 ) -> Tensor:
-    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype)
+    module = _backend.resolve("masked_linear", backend, grad.device, grad.dtype, "grad_weight")
     return module.grad_weight(grad, x, active, groups)
 
 
