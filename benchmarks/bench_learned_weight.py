@@ -55,7 +55,7 @@ def case(setup: harness.Setup, n: int, k: int, dtype: torch.dtype) -> harness.Ca
 
     # W and scores read, W' written; its gradient, W and scores read, the scores' gradient written.
     moved = n * k * (4 * dtype.itemsize + 3 * 4)
-    return harness.Case("learned_weight", dtype, f"N{n} K{k}", 0.5, moved, prepare)
+    return harness.Case("learned_weight", dtype, f"N{n} K{k}", 0.5, moved, prepare, traffic="copy")
 
 
 def cases(setup: harness.Setup) -> Iterator[harness.Case]:

@@ -50,7 +50,9 @@ def case(
 
     count, entries = len(sizes), sum(sizes)
     moved = entries * 7 * dtype.itemsize + entries // 8
-    return harness.Case("masked_adamw_", dtype, f"{name} {count}t", share, moved, prepare)
+    return harness.Case(
+        "masked_adamw_", dtype, f"{name} {count}t", share, moved, prepare, traffic="update"
+    )
 
 
 def cases(setup: harness.Setup) -> Iterator[harness.Case]:

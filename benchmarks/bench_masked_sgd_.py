@@ -52,7 +52,7 @@ def case(
     count, entries = len(sizes), sum(sizes)
     moved = entries * (5 if momentum else 3) * dtype.itemsize + entries // 8
     shape = f"{name} {count}t momentum {momentum} decay {weight_decay}"
-    return harness.Case("masked_sgd_", dtype, shape, share, moved, prepare)
+    return harness.Case("masked_sgd_", dtype, shape, share, moved, prepare, traffic="update")
 
 
 def cases(setup: harness.Setup) -> Iterator[harness.Case]:

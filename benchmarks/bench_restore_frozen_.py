@@ -56,7 +56,9 @@ def case(
 
     entries = sum(sizes)
     moved = entries * 3 * dtype.itemsize + entries // 8
-    return harness.Case("restore_frozen_", dtype, f"{name} {len(sizes)}t", share, moved, prepare)
+    return harness.Case(
+        "restore_frozen_", dtype, f"{name} {len(sizes)}t", share, moved, prepare, traffic="update"
+    )
 
 
 def cases(setup: harness.Setup) -> Iterator[harness.Case]:

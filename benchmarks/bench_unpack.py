@@ -46,7 +46,7 @@ def case(setup: harness.Setup, n: int) -> harness.Case:
             {name: rivals.in_turn(function, copies) for name, function in found.items()},
         )
 
-    return harness.Case("unpack", torch.bool, f"n{n}", 0.5, n + n // 8, prepare)
+    return harness.Case("unpack", torch.bool, f"n{n}", 0.5, n + n // 8, prepare, traffic="copy")
 
 
 def cases(setup: harness.Setup) -> Iterator[harness.Case]:

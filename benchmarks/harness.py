@@ -14,8 +14,9 @@ compared with, in the same run:
     dense          the same without any mask
 
 A ratio is the median over rounds of the other's time over ours in that round; above 1 we are faster.
-`floor_share` is the time that the case's bytes take at this device's measured bandwidth, or its arithmetic at
-the measured rate of a matrix product, whichever is longer (`bound`), over ours.
+`floor_share` is the time that the case's bytes take at this device's measured bandwidth (of reading, copying
+or updating in place, as the op does), or its arithmetic at the measured rate of a matrix product, whichever
+is longer (`bound`), over ours.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -38,7 +40,7 @@ from pathlib import Path
 
 import torch
 
-from fastmask import _backend
+from fastmask import __version__, _backend
 from fastmask._benchmarks import timing
 from fastmask.errors import BackendUnavailable
 
@@ -78,6 +80,7 @@ class Case:
     bytes_moved: int
     prepare: Callable[[], Contest]
     flops: int = 0
+    traffic: str = "read"
 
     def __str__(self) -> str:
         return f"{self.op} {name_of(self.dtype)} {self.shape} density {self.density}"
@@ -146,7 +149,9 @@ def backends(case: Case, setup: Setup) -> tuple[list[str], list[str]]:
     return usable, refused
 
 
-def measured(case: Case, setup: Setup, names: Sequence[str]) -> list[Row]:
+def measured(
+    case: Case, setup: Setup, names: Sequence[str], say: Callable[[str], None] = print
+) -> list[Row]:
     """Verify a case on each back end, time it beside its rivals, and return a row for each.
 
     Raises:
@@ -158,8 +163,20 @@ def measured(case: Case, setup: Setup, names: Sequence[str]) -> list[Row]:
         for name in names:
             contest.verify(name)
     ours = {name: functools.partial(contest.ours, name) for name in names}
-    rivals = {k: v for k, v in contest.rivals.items() if setup.compiled or "compile" not in k}
-    assert not rivals.keys() - set(RIVALS), rivals.keys()
+    rivals = {}
+    for name, rival in contest.rivals.items():
+        assert name in RIVALS, name
+        try:
+            with torch.set_grad_enabled(contest.grad):
+                rival(0)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler's, of which there are many kinds
+            if "compile" not in name:
+                raise
+            say(f"{name} cannot run {case}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            continue
+        rivals[name] = rival
     calls = timing.calls_a_turn(setup.device, case.bytes_moved)
     with torch.set_grad_enabled(contest.grad):
         times, uncaptured = timing.seconds(
@@ -176,7 +193,7 @@ def _row(
     taken, device = times[backend], setup.device
     middle = statistics.median(taken)
     clock = setup.counted if device.type == "cpu" else "wall"
-    bandwidth = timing.bandwidth(device, clock, setup.small)
+    bandwidth = timing.bandwidth(device, case.traffic, clock, setup.small)
     peak = timing.peak(device, case.dtype, clock, setup.small) if case.flops else 0.0
     moving = case.bytes_moved / bandwidth
     adding = case.flops / peak if peak else 0.0
@@ -234,13 +251,14 @@ def run(
     say: Callable[[str], None] = print,
     until: float = float("inf"),
     table: Path | None = None,
+    outcome: Outcome | None = None,
 ) -> Outcome:
     """Measure cases until `time.monotonic()` reaches `until`; rows go to a CSV file as they come.
 
     A case whose result is wrong is named and not timed, one that no back end can run is passed by, each
-    with one line.
+    with one line. An outcome given is added to.
     """
-    outcome = Outcome()
+    outcome = outcome or Outcome()
     for case in planned:
         if time.monotonic() > until:
             outcome.left_out.append(str(case))
@@ -253,7 +271,7 @@ def run(
         if not names:
             continue
         try:
-            rows = measured(case, setup, names)
+            rows = measured(case, setup, names, say)
         except AssertionError as error:
             outcome.wrong.append(f"{case}: {error}")
             say(f"WRONG, not timed: {outcome.wrong[-1]}")
@@ -261,6 +279,10 @@ def run(
         except torch.OutOfMemoryError as error:
             outcome.left_out.append(f"{case} (out of memory)")
             say(f"left out: {case}: {str(error).splitlines()[0]}")
+            continue
+        except RuntimeError as error:
+            outcome.wrong.append(f"{case}: {type(error).__name__}: {str(error).splitlines()[0]}")
+            say(f"WRONG, not timed: {outcome.wrong[-1]}")
             continue
         outcome.rows += rows
         for row in rows:
@@ -305,8 +327,8 @@ def append(table: Path, rows: Sequence[Row]) -> None:
 def commit() -> str:
     """The commit measured, with a + where the tree differs from it; the version where there is no tree."""
     root = Path(_backend.__file__).parents[1]
-    if not (root / ".git").exists():
-        return importlib.metadata.version("fastmask")
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return __version__
     git = ("git", "-C", str(root))
     head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
     changed = subprocess.run(
@@ -314,7 +336,7 @@ def commit() -> str:
         capture_output=True,
         text=True,
     )
-    return head.stdout.strip() + ("+" if changed.stdout else "") if head.returncode == 0 else ""
+    return head.stdout.strip() + "+" * bool(changed.stdout) if head.returncode == 0 else __version__
 
 
 @functools.cache

@@ -128,15 +128,20 @@ def rotate(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
 
 
 @functools.cache
-def bandwidth(device: torch.device, clock: str = "wall", small: bool = False) -> float:
-    """Bytes a second of the fastest of a few copies, read and written; on the CPU of plain reads, if faster.
+def bandwidth(
+    device: torch.device, traffic: str = "read", clock: str = "wall", small: bool = False
+) -> float:
+    """Bytes a second of the fastest of a few plain passes over 512 MB, on a GPU 4 GB.
 
-    512 MB on the CPU, 4 GB on a GPU: many times the caches.
+    `copy` counts what is read and written, `update` the same in place, `read` a sum (or the copy where that
+    is faster): they differ by a factor of 1.6 on some CPUs, and a kernel is measured by its own kind.
     """
     n = 2**20 if small else 2**26 if device.type == "cpu" else 2**29
     source, target = torch.ones(n, device=device), torch.ones(n, device=device)
+    if traffic == "update":
+        return 2 * source.nbytes / _fastest(lambda _: source.mul_(1.0), device, clock)
     copied = 2 * source.nbytes / _fastest(lambda _: target.copy_(source), device, clock)
-    if device.type != "cpu":
+    if traffic == "copy":
         return copied
     return max(copied, source.nbytes / _fastest(lambda _: source.sum(), device, clock))
 

@@ -32,13 +32,15 @@ def generator(seed: int) -> torch.Generator:
 
 
 def values(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal values."""
-    return torch.randn(shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+    """Normal values on the default device, the same on every device."""
+    drawn = torch.randn(shape, generator=generator(seed), dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device(), dtype)
 
 
 def mask(*shape: int, density: float = 0.5, seed: int = 0) -> Tensor:
-    """A bool mask of about this density."""
-    return torch.rand(shape, generator=generator(seed), dtype=torch.float64) < density
+    """A bool mask of about this density on the default device, the same on every device."""
+    drawn = torch.rand(shape, generator=generator(seed), dtype=torch.float64, device="cpu")
+    return drawn.to(torch.get_default_device()) < density
 
 
 def non_contiguous(tensor: Tensor) -> Tensor:

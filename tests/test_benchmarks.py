@@ -203,3 +203,65 @@ def test_the_sweep_is_compared_and_timed() -> None:
     assert done.returncode == 0, done.stderr
     assert "every run's accuracies agree within one test row" in done.stdout
     assert re.search(r"grouped over the loop: \d+\.\d times", done.stdout)
+
+
+def suite(*options: str) -> subprocess.CompletedProcess[str]:
+    program = ROOT / "benchmarks" / "gpu_suite.py"
+    return subprocess.run(
+        [sys.executable, program, *options], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.slow
+def test_the_gpu_suite_runs_dry(tmp_path: Path) -> None:
+    """All its stages but the build, on the CPU: the machinery works before a GPU is met."""
+    done = suite("--dry-run", "--no-build", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = (tmp_path / "summary.md").read_text()
+    for stage, state in (
+        ("verify", "ok"),
+        ("tests", "ok"),
+        ("memcheck", "left out"),
+        ("benchmarks", "ok"),
+    ):
+        assert f"| {stage} | {state} |" in said, said
+    assert {row["op"] for row in figures.read(tmp_path / "results.csv")} <= set(OPS)
+    assert not list(tmp_path.glob("*.log"))
+    assert len(list(tmp_path.iterdir())) <= 8
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_gpu_suite_refuses_a_machine_without_one(tmp_path: Path) -> None:
+    done = suite("--out", str(tmp_path))
+    assert done.returncode == 2
+    assert "torch sees no CUDA device" in done.stderr
+
+
+def test_what_the_gpu_suite_takes_for_wrong() -> None:
+    from fastmask._benchmarks import gpu_suite as it
+
+    assert it.judged(0, "3 passed")[0] == it.GOOD
+    assert it.judged(1, "1 failed")[0] == it.WRONG
+    assert it.judged(-1, "....s.  [ 3%]\n")[0] == it.LEFT
+    assert it.judged(-1, "..F.s.  [ 3%]\n")[0] == it.WRONG
+    assert it.judged_sanitizer(0, "== ERROR SUMMARY: 0 errors\n") == (
+        it.GOOD,
+        "ERROR SUMMARY: 0 errors",
+    )
+    assert it.judged_sanitizer(99, "== ERROR SUMMARY: 2 errors\n")[0] == it.WRONG
+    assert it.judged_sanitizer(1, "Error: Device not supported\n")[0] == it.LEFT
+    assert it.judged_sanitizer(-1, "")[0] == it.LEFT
+    assert it.judged_sanitizer(0, "nothing was run")[0] == it.WRONG
+
+
+def test_every_entry_of_the_gpu_plan_has_cases() -> None:
+    from fastmask._benchmarks import gpu_suite as it
+
+    for op, sets, dtypes, _ in it.PLAN:
+        setup = harness.Setup(
+            device=torch.device("cuda"),
+            shapes=tuple(sets.split(",")),
+            dtypes=tuple(harness.DTYPES[name] for name in dtypes),
+        )
+        assert next(harness.cases(op, setup), None) is not None, (op, sets)
+    assert {op for op, *_ in it.PLAN} == set(OPS)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from promises import unusable
 from surrogate import SEED, VARIANTS, bits_of, name_of, surrogate_weights
 from torch import Tensor
 
@@ -235,7 +236,7 @@ def test_empty_batches_one_image_and_a_mask_with_no_ones() -> None:
 
 def test_autocast_casts_all_but_the_scores() -> None:
     leaves, where = operands("groups")
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         y = learned(leaves, seed=1, **where)
     x, w, bias = (leaves[i].detach().bfloat16().requires_grad_() for i in (0, 1, 3))
     plain = learned([x, w, leaves[2], bias], seed=1, **where)
@@ -320,7 +321,13 @@ def test_what_it_refuses() -> None:
 
     refuse(ValueError, r"scores: expected shape \(4, 3, 3, 3\)", x, w, scores[:-1])
     refuse(TypeError, "scores: expected dtype float32", x, w, scores.long())
-    refuse(ValueError, "scores: expected a tensor on cpu like weight", x, w, scores.to("meta"))
+    refuse(
+        ValueError,
+        r"scores: expected a tensor on (cpu|cuda:0) like weight",
+        x,
+        w,
+        scores.to("meta"),
+    )
     refuse(ValueError, r"x: expected shape \(B, 6, H, W\)", x[:, :5], w, scores)
     refuse(ValueError, r"weight: expected shape \(N, C", x, w[0], scores)
     refuse(TypeError, "weight: expected dtype torch.float32 like x", x, w.double(), scores)
@@ -337,4 +344,4 @@ def test_what_it_refuses() -> None:
     refuse(ValueError, "stride: expected at least 1", stride=0)
     refuse(ValueError, "padding: expected one of 'same', 'valid'", padding="full")
     refuse(ValueError, "groups: expected a number that divides the 4 output", groups=3)
-    refuse(BackendUnavailable, "back end 'triton' cannot be used", backend="triton")
+    refuse(BackendUnavailable, f"back end '{unusable()}' cannot be used", backend=unusable())

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from promises import unusable
 from surrogate import SEED, VARIANTS, name_of, surrogate_weights
 from torch import Tensor
 
@@ -207,7 +208,7 @@ def test_what_it_refuses() -> None:
     with pytest.raises(ValueError, match="scale: expected None with off='flip'"):
         ops.learned_weight(weight, scores, off="flip", scale="rsqrt_density")
     with pytest.raises(BackendUnavailable, match="learned_weight"):
-        ops.learned_weight(weight, scores, backend="cuda")
+        ops.learned_weight(weight, scores, backend=unusable())
     y = ops.learned_weight(weight, scores, seed=1).square().sum()
     (first,) = torch.autograd.grad(y, scores, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):

@@ -18,7 +18,7 @@ def test_literal_bits() -> None:
 @pytest.mark.parametrize("shape", [*ADVERSARIAL_SHAPES, (0, 5), ()])
 def test_equal_to_numpy(shape: tuple[int, ...]) -> None:
     m = mask(*shape)
-    want = np.packbits(m.numpy().ravel(), bitorder="little")
+    want = np.packbits(m.cpu().numpy().ravel(), bitorder="little")
     got = ops.pack(m)
     assert got.dtype == torch.uint8
     assert got.numel() == -(-m.numel() // 64) * 8

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
+from promises import unusable
 from torch import Tensor
 
 from fastmask import ops
@@ -105,4 +106,6 @@ def test_what_it_refuses() -> None:
     refuse(TypeError, r"saved\[0\]: expected dtype", [p], [p.double()], [bits])
     refuse(ValueError, r"frozen\[0\]: expected shape \(216,\)", [p], [p], [bits[:-8]])
     refuse(TypeError, r"frozen\[0\]: expected packed bits", [p], [p], [mask(37, 45)])
-    refuse(BackendUnavailable, "'triton' cannot be used", [p], [p], [bits], backend="triton")
+    refuse(
+        BackendUnavailable, f"'{unusable()}' cannot be used", [p], [p], [bits], backend=unusable()
+    )

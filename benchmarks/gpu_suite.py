@@ -1,0 +1,360 @@
+"""Everything that wants a GPU, by one command and within a time: build, checks, benchmarks, figure.
+
+python benchmarks/gpu_suite.py --out gpu [--minutes 8.5] [--wheels FOLDER] [--dry-run]
+
+Needs torch, Triton and numpy, and nvcc for the CUDA extension; what else is missing (pytest, hypothesis,
+pybind11, ninja, safetensors) may lie as wheels in a folder. Stages, each with a line and a time:
+
+    build       both extensions, by this machine's compilers, in place
+    verify      each op on each back end in small and awkward shapes, as benchmarks check their cases
+    tests       tests/ops on the device: every path of every op, the CPU's bits, graphs, 2^31 elements
+    memcheck    the small shapes again under compute-sanitizer, where it runs on this machine
+    racecheck   the same, for races in shared memory
+    benchmarks  cases by importance until the time is over; what was left out is named in log.txt
+
+The four in the middle share the device; benchmarks run alone. Writes results.csv, results.md,
+results-roofline.png and .svg, summary.md and log.txt. Ends with 1 where anything was wrong. `--dry-run` takes
+the CPU and tiny shapes through the same stages.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GOOD, WRONG, LEFT = "ok", "WRONG", "left out"
+# Names of sets and ops by what a first look at a device wants to know; the rest follows.
+PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
+    # op, set of shapes, dtypes, torch.compile too
+    ("masked_linear", "4096x11008x1,4096x11008x16,4096x11008x256", ("bfloat16",), True),
+    ("masked_linear", "default", ("bfloat16",), False),
+    ("sample_mask", "default", (), False),
+    ("masked_adamw_", "default", (), False),
+    ("masked_sgd_", "default", (), False),
+    ("learned_linear", "default", ("bfloat16",), False),
+    ("compressed_linear", "default", (), False),
+    ("topk_mask", "default", (), False),
+    ("pack", "default", (), False),
+    ("unpack", "default", (), False),
+    ("popcount", "default", (), False),
+    ("restore_frozen_", "default", (), False),
+    ("masked_conv2d", "default", ("bfloat16",), False),
+    ("masked_linear", "default", ("float32",), False),
+    ("learned_conv2d", "default", ("bfloat16",), False),
+    ("learned_weight", "default", ("bfloat16",), False),
+    ("learned_linear", "4096x4096x256", ("bfloat16",), True),
+    ("masked_linear", "tasks", ("bfloat16",), False),
+    ("masked_linear", "densities", ("bfloat16",), False),
+    ("masked_linear", "training", ("bfloat16",), False),
+    ("masked_linear", "heads,vit-b", ("bfloat16",), False),
+    ("learned_linear", "default", ("float32",), False),
+    ("masked_linear", "llama3-8b,llama-70b", ("bfloat16",), False),
+)
+
+
+@dataclass
+class Stage:
+    """What one stage came to."""
+
+    name: str
+    state: str
+    said: str
+    seconds: float = 0.0
+
+
+@dataclass
+class Suite:
+    """The options, and what has been found so far."""
+
+    out: Path
+    ends: float
+    dry: bool
+    env: dict[str, str]
+    stages: list[Stage] = field(default_factory=list)
+
+    def left(self) -> float:
+        """Seconds until the end."""
+        return self.ends - time.monotonic()
+
+    def note(self, stage: Stage) -> None:
+        """Keep and print a stage."""
+        self.stages.append(stage)
+        print(f"{stage.name:12}{stage.state:10}{stage.seconds:6.1f} s  {stage.said}", flush=True)
+
+    def start(self, log: str, *words: str, under: Sequence[str] = ()) -> Running:
+        """Start Python on a program of this checkout, perhaps under another; its output is a log."""
+        return Running([*under, sys.executable, *words], self.out / f"{log}.log", self.env)
+
+
+class Running:
+    """A program that has started, with all that it starts."""
+
+    def __init__(self, words: Sequence[str], log: Path, env: dict[str, str]) -> None:
+        self.began, self.log = time.monotonic(), log
+        self.seconds = 0.0
+        with log.open("w") as file:
+            self.process = subprocess.Popen(
+                words, cwd=ROOT, env=env, stdout=file, stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )  # fmt: skip
+
+    def end(self, limit: float) -> tuple[int, str]:
+        """Exit status and output; -1 where it took longer than the limit and was stopped."""
+        try:
+            status = self.process.wait(max(1.0, limit))
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            status = -1
+        self.seconds = time.monotonic() - self.began
+        return status, self.log.read_text(errors="replace")
+
+
+def build(suite: Suite) -> None:
+    """Both extensions in place."""
+    running = suite.start("build", "setup.py", "build_ext", "--inplace")
+    done, _ = running.end(min(120, suite.left()))
+    asked = "from fastmask import _backend as b; print('|'.join(f'{n}: {b.missing(n)}' for n in b.BACKENDS))"
+    _, answer = suite.start("backends", "-c", asked).end(60)
+    absent = [each for each in _last(answer, 0).split("|") if not each.endswith(": None")]
+    if suite.dry:
+        absent = [each for each in absent if each.startswith("cpu")]
+    # Kernels that the sources have and that could not be built are wrong; those not written are not.
+    absent = [each for each in absent if "kernels yet" not in each]
+    state = WRONG if absent or done != 0 else GOOD
+    suite.note(Stage("build", state, "; ".join(absent) or "engines built", running.seconds))
+
+
+def _last(said: str, status: int) -> str:
+    lines = [line for line in said.strip().splitlines() if line.strip()]
+    last = lines[-1].strip("= ") if lines else "it said nothing"
+    return "stopped at its time limit; " + last if status == -1 else last
+
+
+def check(suite: Suite) -> None:
+    """What holds or does not, side by side: the small shapes, the tests, the sanitizer's two tools."""
+    dry = ("--dry-run",) if suite.dry else ()
+    sets = "small" if suite.dry else "awkward"
+    program = str(Path(__file__))
+    running = {"verify": suite.start("verify", program, "--verify-only", "--sets", sets, *dry)}
+    if tests := test_words(suite):
+        running["tests"] = suite.start("tests", *tests)
+    sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    for tool in ("memcheck", "racecheck"):
+        if suite.dry or not Path(sanitizer).exists():
+            why = "no GPU here" if suite.dry else "no compute-sanitizer here"
+            suite.note(Stage(tool, LEFT, why))
+            continue
+        under = (sanitizer, "--tool", tool, "--error-exitcode", "99", "--print-limit", "20")
+        running[tool] = suite.start(tool, program, "--verify-only", "--sets", "small", under=under)
+    until = time.monotonic() + min(270.0, suite.left() - 120)
+    for name, each in running.items():
+        status, said = each.end(until - time.monotonic())
+        judge = judged_sanitizer if name in ("memcheck", "racecheck") else judged
+        suite.note(Stage(name, *judge(status, said), each.seconds))
+
+
+def judged(status: int, said: str) -> tuple[str, str]:
+    """State and sentence of a program that says in its last line what it found.
+
+    One that was stopped is wrong where pytest's dots have an F or E among them.
+    """
+    if status == -1 and not re.search(r"^[.sx]*[FE][.sxFE]*( |$)", said, re.MULTILINE):
+        return LEFT, _last(said, status)
+    return GOOD if status == 0 else WRONG, _last(said, status)
+
+
+def judged_sanitizer(status: int, said: str) -> tuple[str, str]:
+    """The same of compute-sanitizer, which some machines do not let read the device."""
+    found = [line.strip("= ") for line in said.splitlines() if "SUMMARY:" in line]
+    if "Device not supported" in said:
+        return LEFT, "this machine does not let it read the device"
+    if status == -1:
+        return LEFT, "not through within its time"
+    return GOOD if status == 0 and found else WRONG, found[-1] if found else _last(said, status)
+
+
+def test_words(suite: Suite) -> list[str]:
+    """The call of pytest for the ops on this device; nothing where it is not installed."""
+    absent = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
+    if absent:
+        wanted = f"{' and '.join(absent)} not installed: carry the wheels (--wheels)"
+        suite.note(Stage("tests", WRONG, wanted))
+        return []
+    many = importlib.util.find_spec("xdist") is not None and not suite.dry
+    return [
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short",
+        *(("-n", "12", "--dist", "worksteal") if many else ()),
+        *(("tests/ops/test_popcount.py",) if suite.dry else ("-k", "device- or test_devices", "tests/ops")),
+    ]  # fmt: skip
+
+
+def verify_only(sets: str, dry: bool) -> int:
+    """Verify every op's tiny cases, and the awkward linear ones; the number of wrong ones."""
+    import torch
+
+    from fastmask._benchmarks import harness
+
+    device = torch.device("cpu" if dry else "cuda")
+    floats = (torch.float32,) if dry else (torch.float32, torch.bfloat16, torch.float16)
+    tiny = harness.Setup(device=device, shapes=("tiny",), dtypes=floats)
+    cases = [case for op in harness.ops() for case in harness.cases(op, tiny)]
+    if sets == "awkward":
+        odd = dataclasses.replace(tiny, shapes=("adversarial",), dtypes=floats[:2])
+        cases += harness.cases("masked_linear", odd)
+    wrong, checked, passed_by = [], 0, set()
+    for case in cases:
+        names, refused = harness.backends(case, tiny)
+        passed_by |= set(refused)
+        if not names:
+            continue
+        contest = case.prepare()
+        for name in names:
+            checked += 1
+            try:
+                with torch.set_grad_enabled(contest.grad):
+                    contest.verify(name)
+            except AssertionError as error:
+                wrong.append(f"{case} on {name}: {error}")
+    for sentence in (*sorted(passed_by), *wrong):
+        print(sentence)
+    print(f"{checked} checks, {len(wrong)} wrong" + (f", first {wrong[0]}" if wrong else ""))
+    return len(wrong)
+
+
+def planned(dry: bool) -> Iterator[tuple[object, object]]:
+    """Cases with their set-ups, the important ones first, none twice."""
+    import torch
+
+    from fastmask._benchmarks import harness
+
+    seen: set[str] = set()
+    for op, sets, dtypes, compiled in PLAN:
+        setup = harness.Setup(
+            device=torch.device("cpu" if dry else "cuda"),
+            shapes=("tiny",) if dry else tuple(sets.split(",")),
+            dtypes=() if dry else tuple(harness.DTYPES[name] for name in dtypes),
+            compiled=compiled and not dry,
+            rounds=2 if dry else 25,
+            limit=0.2 if dry else 1.5,
+        )
+        for case in harness.cases(op, setup):
+            if str(case) not in seen:
+                seen.add(str(case))
+                yield case, setup
+
+
+def benchmark(suite: Suite) -> None:
+    """Cases in their order until the time is over, then the table and the figure."""
+    from fastmask._benchmarks import figures, harness
+
+    began, table = time.monotonic(), suite.out / "results.csv"
+    table.unlink(missing_ok=True)
+    outcome = harness.Outcome()
+    with (suite.out / "benchmarks.log").open("w") as log:
+
+        def say(sentence: str) -> None:
+            print(sentence, flush=True)
+            log.write(sentence + "\n")
+
+        for case, setup in planned(suite.dry):
+            harness.run([case], setup, say, suite.ends - 15, table, outcome)  # type: ignore[list-item,arg-type]
+        for case in outcome.left_out:
+            log.write(f"left out: {case}\n")
+    found = outcome.rows
+    said = f"{len(found)} rows, {len(outcome.wrong)} wrong, {len(outcome.left_out)} cases left out"
+    if found:
+        drawn = figures.write(table, suite.out)
+        said += "" if len(drawn) > 1 else "; no figure: matplotlib is not installed"
+    state = WRONG if outcome.wrong or not found else GOOD
+    suite.note(Stage("benchmarks", state, said, time.monotonic() - began))
+
+
+def summary(suite: Suite, began: float) -> str:
+    """The stages as a markdown table."""
+    import torch
+
+    where = "the CPU, dry" if suite.dry else torch.cuda.get_device_name()
+    lines = [
+        f"# {where}, torch {torch.__version__}",
+        "",
+        "| stage | | seconds | |",
+        "| --- | --- | --- | --- |",
+        *(
+            f"| {s.name} | {s.state} | {s.seconds:.0f} | {s.said.replace('|', '/')} |"
+            for s in suite.stages
+        ),
+        "",
+        f"{time.monotonic() - began:.0f} s in all.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _install(wheels: Path, where: Path) -> None:
+    files = [str(file) for file in sorted(wheels.glob("*.whl"))]
+    quiet = ("-q", "--no-index", "--no-deps", "--no-compile", "--disable-pip-version-check")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", *quiet, "--target", str(where), *files], check=True
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT", "gpu-results")))
+    parser.add_argument("--minutes", type=float, default=8.5, help="time for everything [8.5]")
+    parser.add_argument("--wheels", type=Path, help="folder of wheels that this Python lacks")
+    parser.add_argument("--dry-run", action="store_true", help="the CPU and tiny shapes")
+    parser.add_argument("--no-build", action="store_true", help="the extensions are there")
+    parser.add_argument("--verify-only", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--sets", default="small", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.verify_only:
+        return 1 if verify_only(given.sets, given.dry_run) else 0
+    began = time.monotonic()
+    out = given.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    if given.wheels:
+        _install(given.wheels.absolute(), out / ".wheels")
+        paths.insert(1, str(out / ".wheels"))
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    sys.path[:0] = [str(ROOT), *paths[1:-1]]
+    suite = Suite(out, began + 60 * given.minutes, given.dry_run, env)
+    import torch
+
+    if not given.dry_run and not torch.cuda.is_available():
+        print(
+            "torch sees no CUDA device; --dry-run tries the machinery on the CPU", file=sys.stderr
+        )
+        return 2
+    if not given.no_build:
+        build(suite)
+    check(suite)
+    benchmark(suite)
+    shutil.rmtree(out / ".wheels", ignore_errors=True)
+    text = summary(suite, began)
+    (out / "summary.md").write_text(text)
+    logs = sorted(out.glob("*.log"))
+    (out / "log.txt").write_text("".join(f"==== {p.stem}\n{p.read_text()}\n" for p in logs))
+    for log in logs:
+        log.unlink()
+    print(text)
+    return 1 if any(stage.state == WRONG for stage in suite.stages) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
