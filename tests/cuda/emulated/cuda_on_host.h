@@ -24,7 +24,7 @@
 #define __device__
 #define __host__
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static __attribute__((section("on_host_shared")))
 
@@ -191,6 +191,12 @@ template <class T>
 T __shfl_up_sync(unsigned, T value, int by) {
   return on_host::exchange(value, int(threadIdx.x % 32) - by);
 }
+inline int __all_sync(unsigned, int value) {
+  int all = value != 0;
+  for (int step = 16; step > 0; step /= 2) all &= __shfl_xor_sync(~0u, all, step);
+  return all;
+}
+inline int __ffs(unsigned v) { return __builtin_ffs(int(v)); }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
   return unsigned((uint64_t(high) << 32 | low) >> (by & 31));
@@ -248,8 +254,8 @@ void wait_copies() {
       *static_cast<uint4*>(each.to) = *static_cast<const uint4*>(each.from);
 }
 
-template <class... P, class... A>
-void start(void (*kernel)(P...), dim3 blocks, int threads, cudaStream_t, A... arguments) {
+template <class... P>
+void start(void (*kernel)(P...), dim3 blocks, int threads, cudaStream_t, const P&... arguments) {
   using Call = std::pair<void (*)(P...), std::tuple<P...>>;
   Call call(kernel, std::tuple<P...>(arguments...));
   on_host::body = [](void* with) { std::apply(static_cast<Call*>(with)->first, static_cast<Call*>(with)->second); };
