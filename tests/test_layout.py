@@ -17,6 +17,7 @@ RANKS = {
     "errors": 0,
     "_files": 0,
     "_cpu": 0,
+    "_cuda": 0,
     "_backend": 1,
     "_triton": 1,
     "_store": 1,

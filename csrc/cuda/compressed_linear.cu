@@ -6,7 +6,8 @@
 //
 //   values    of a tile lie together: copied 16 bytes at a time to shared memory, a row ahead
 //   bits      a word a lane; one popcount and a scan over lanes give the place of the lane's first value
-//   products  for each bit of 1, the lane's next value times the column of x that bit stands for
+//   products  for each bit of 1, the lane's next value times the column of x that bit stands for: all 32 bits as
+//             predicates, or, where no lane has more than 16 ones, one after the other
 //
 // Sums over tiles of a row are added in order, in `add_chunks`: the same in every run.
 #include "kernels.h"
@@ -19,6 +20,8 @@ namespace {
 constexpr int kLanes = 32, kWarps = 4, kColumns = 32 * kLanes;
 // Rows of a weight that a warp goes down.
 constexpr int kDown = 8;
+// Ones a lane up to which it goes from one to the next, at some 10 instructions each, and not through all 32 bits.
+constexpr int kFewOnes = 16;
 // x of a tile as float32, with four numbers between lanes so that each lane reads 16 bytes from other banks.
 constexpr int kSpread = kColumns + 4 * kLanes;
 
@@ -123,7 +126,11 @@ __global__ void __launch_bounds__(kWarps * kLanes)
     multiply(const T* x, const T* values, const uint32_t* words, const int64_t* offsets, const int64_t* totals,
              float* sums, Shape shape) {
   constexpr int kStage = kColumns + 32 / sizeof(T);
-  constexpr int kBytes = 2 * kStage * sizeof(T) > 4 * kSpread ? 2 * kStage * sizeof(T) : 4 * kSpread;
+  // One row of x in 16 bits stays in shared memory besides, where few ones find their columns. In float32 there is
+  // no room for it, and less need: values are twice the bytes and the instructions the same.
+  constexpr bool kStays = ROWS == 1 && sizeof(T) == 2;
+  constexpr int kValues = 2 * kStage * sizeof(T);
+  constexpr int kBytes = kStays ? kValues + 4 * kSpread : kValues > 4 * kSpread ? kValues : 4 * kSpread;
   __shared__ __align__(16) unsigned char memory[kWarps][kBytes];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   // Warps of a block have chunks beside each other, whose values follow each other.
@@ -133,7 +140,7 @@ __global__ void __launch_bounds__(kWarps * kLanes)
   const int down = shape.n - top < kDown ? int(shape.n - top) : kDown;
 
   float columns[ROWS][32];
-  float* spread = reinterpret_cast<float*>(memory[warp]);
+  float* const spread = reinterpret_cast<float*>(memory[warp] + (kStays ? kValues : 0));
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     const T* from = x + (row + r < shape.b ? row + r : shape.b - 1) * shape.k;
@@ -170,12 +177,17 @@ __global__ void __launch_bounds__(kWarps * kLanes)
     const int own = __popc(word);
     const T* next = staged + d % 2 * kStage + skip + scan_over_lanes(own) - own;
     float sum[ROWS] = {};
+    if (kStays && __all_sync(~0u, own <= kFewOnes)) {
+      for (uint32_t left = word; left != 0; left &= left - 1)
+        sum[0] = fmaf(widen(*next++), spread[36 * lane + __ffs(left) - 1], sum[0]);
+    } else {
 #pragma unroll
-    for (int i = 0; i < 32; i++) {
-      if (word >> i & 1) {
-        const float value = widen(*next++);
+      for (int i = 0; i < 32; i++) {
+        if (word >> i & 1) {
+          const float value = widen(*next++);
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) sum[r] = fmaf(value, columns[r][i], sum[r]);
+          for (int r = 0; r < ROWS; r++) sum[r] = fmaf(value, columns[r][i], sum[r]);
+        }
       }
     }
 #pragma unroll

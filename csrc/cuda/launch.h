@@ -31,11 +31,11 @@ inline int64_t blocks(int64_t count, int64_t each) { return (count + each - 1) /
 
 // The code of a launch, or 0 where there is nothing to do.
 template <class... P, class... A>
-int launch(int64_t device, void* stream, void (*kernel)(P...), dim3 blocks, int threads, A... arguments) {
+int launch(int64_t device, void* stream, void (*kernel)(P...), dim3 blocks, int threads, const A&... arguments) {
   if (blocks.x == 0 || blocks.y == 0) return 0;
   OnDevice here(device);
   if (here.status != cudaSuccess) return int(here.status);
-  start(kernel, blocks, threads, static_cast<cudaStream_t>(stream), P(arguments)...);
+  start(kernel, blocks, threads, static_cast<cudaStream_t>(stream), static_cast<const P&>(arguments)...);
   return int(cudaGetLastError());
 }
 

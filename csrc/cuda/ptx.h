@@ -15,8 +15,8 @@ struct float16 {
   uint16_t bits;
 };
 
-template <class... P, class... A>
-void start(void (*kernel)(P...), dim3 blocks, int threads, cudaStream_t stream, A... arguments) {
+template <class... P>
+void start(void (*kernel)(P...), dim3 blocks, int threads, cudaStream_t stream, const P&... arguments) {
   kernel<<<blocks, threads, 0, stream>>>(arguments...);
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -27,6 +28,19 @@ def test_the_engine_is_asked() -> None:
     cpu = torch.device("cpu")
     assert _backend.resolve("pack", "cuda", cpu).__name__ == "fastmask.ops.pack.cuda"
     assert _backend.resolve("pack", "auto", cpu).__name__ == "fastmask.ops.pack.reference"
+
+
+@pytest.mark.parametrize(
+    ("capability", "runs"),
+    [(80, True), (86, True), (75, False), (90, True), (120, True), (53, False)],
+)
+def test_a_device_it_was_not_compiled_for_is_named(
+    capability: int, runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The emulated module says that it was compiled for 8.0, and for 9.0 with PTX for what comes later."""
+    monkeypatch.setenv("EMULATED_CAPABILITY", str(capability))
+    said = f"device 0 has compute capability {capability // 10}.{capability % 10} and it was compiled for "
+    assert sys.modules["fastmask._cuda"].missing() == (None if runs else said + "80 90+")
 
 
 def test_bools_are_packed(put: Put) -> None:

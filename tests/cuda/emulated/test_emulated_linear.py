@@ -129,6 +129,19 @@ def test_compressed_linear(rows: int, dtype: torch.dtype, put: Put) -> None:
         assert_within_budget(got, plain, exact)
 
 
+def test_few_ones_and_all_bits_add_up_alike() -> None:
+    """A row is the same whether its lanes go from one to one or, for one lane's sake, through all bits."""
+    ones = mask(2, 1024, density=0.2)
+    weight, x = values(2, 1024, dtype=torch.bfloat16), values(1, 1024, dtype=torch.bfloat16)
+    few = ops.pack(ones)
+    y = compressed_linear(x, compress(weight, few), few, 2, backend="cuda")
+    ones[:, :32], weight[:, :32] = True, 0
+    many = ops.pack(ones)
+    first = torch.where(mask(2, 1024, density=0.2)[:, :32], values(2, 1024)[:, :32].bfloat16(), 0)
+    weight[:, :32] = first
+    assert torch.equal(compressed_linear(x, compress(weight, many), many, 2, backend="cuda"), y)
+
+
 def test_compressed_linear_with_nothing_to_do() -> None:
     empty, none = torch.empty(0, dtype=torch.uint8), torch.empty(0)
     bias = values(10)
