@@ -4,7 +4,7 @@ VENV ?= .venv
 RUN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test sanitize lint format clean
+.PHONY: help demo test gpu sanitize lint format clean
 
 help: ## say what there is
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed-all ## install, run domain transfer on the embedded dig
 
 test: $(VENV)/.installed-dev ## install, run every test
 	$(RUN)/python -m pytest -n 2 --dist worksteal
+
+gpu: ## on a machine with a GPU: build, check and measure everything there, into gpu-results
+	$(PYTHON) benchmarks/gpu_suite.py --out gpu-results
 
 SANITIZERS := -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1
 ENGINE_TESTS := $(patsubst fastmask/ops/%/cpu.py,tests/ops/test_%.py,$(wildcard fastmask/ops/*/cpu.py))

@@ -62,7 +62,7 @@ def case(
     moved = dtype.itemsize * (int(density * n * k) + b * k + b * n) + n * k // 8
     flops = 2 * int(density * n * k) * b
     return harness.Case(
-        "compressed_linear", dtype, f"N{n} K{k} B{b}", density, moved, prepare, flops
+        "compressed_linear", dtype, f"N{n} K{k} B{b}", density, moved, prepare, flops, rows=b
     )
 
 

@@ -86,7 +86,7 @@ def one_mask(
 
     shape, flops = f"N{n} K{k} B{b}", 2 * n * k * b
     return harness.Case(
-        "masked_linear", dtype, shape, density, moved(n, k, b, dtype), prepare, flops
+        "masked_linear", dtype, shape, density, moved(n, k, b, dtype), prepare, flops, rows=b
     )
 
 
@@ -141,7 +141,7 @@ def many_masks(
 
     shape, flops = f"N{n} K{k} B{b} S{tasks}", 2 * n * k * b
     return harness.Case(
-        "masked_linear", dtype, shape, 0.5, moved(n, k, b, dtype, tasks), prepare, flops
+        "masked_linear", dtype, shape, 0.5, moved(n, k, b, dtype, tasks), prepare, flops, rows=rows
     )
 
 
@@ -188,7 +188,14 @@ def training(setup: harness.Setup, n: int, k: int, b: int, dtype: torch.dtype) -
     # W and its bits forward and for dx, dW written, its bits read; x twice, y, dy twice, dx.
     bytes_moved = dtype.itemsize * (3 * n * k + 3 * b * k + 3 * b * n) + 3 * n * k // 8
     return harness.Case(
-        "masked_linear", dtype, f"N{n} K{k} B{b} step", 0.5, bytes_moved, prepare, 6 * n * k * b
+        "masked_linear",
+        dtype,
+        f"N{n} K{k} B{b} step",
+        0.5,
+        bytes_moved,
+        prepare,
+        6 * n * k * b,
+        rows=b,
     )
 
 

@@ -265,3 +265,17 @@ def test_every_entry_of_the_gpu_plan_has_cases() -> None:
         )
         assert next(harness.cases(op, setup), None) is not None, (op, sets)
     assert {op for op, *_ in it.PLAN} == set(OPS)
+
+
+def test_a_back_end_that_lacks_a_part_is_passed_by() -> None:
+    from fastmask.errors import BackendUnavailable
+
+    def lacking(backend: str) -> None:
+        if backend == "cpu":
+            raise BackendUnavailable("it has no gradients")
+
+    contest = harness.Contest(lacking, lambda b, i: None, {})
+    case = harness.Case("pack", torch.bool, "n1", 0.5, 1, lambda: contest)
+    said: list[str] = []
+    assert list(harness.verified(case, contest, ["cpu", "reference"], said.append)) == ["reference"]
+    assert said == ["passed by: pack bool n1 density 0.5: it has no gradients"]
