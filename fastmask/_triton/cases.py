@@ -64,6 +64,14 @@ def _steps() -> Iterator[Case]:
 
 
 def _conv() -> Iterator[Case]:
+    many = [torch.zeros(n, 16, 3, 3) for n in (16, 32, 64)]
+    last = [w.to(memory_format=torch.channels_last) for w in many]
+    packed = [_bytes(w.numel()) for w in many]
+    for dtype in FLOATS[:2]:
+        some = ([w.to(dtype) for w in (*many, *last)], packed * 2)
+        for rounded in (dtype, torch.bfloat16 if dtype == torch.float32 else torch.float32):
+            what = f"{_name(dtype)}-to-{_name(rounded)}"
+            yield Case("masked_weights", what, "masked_weights", (*some, rounded))
     size, geometry = (64, 64, 3, 3), ([1, 1], [1, 1], [1, 1], 1)
     bits = _bytes(64 * 64 * 9).expand(2, -1)
     for dtype in FLOATS[:2]:

@@ -120,7 +120,7 @@ def select(
                 source, active, scale, out, n, size, samples, depth,
                 AREA=area, FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
             )  # fmt: skip
-    return _laid_out(out, source, weight)
+    return [like(one.as_strided(source.shape, source.stride()), weight) for one in out]
 
 
 def drawn_at_once(weight: Tensor, scores: Tensor) -> bool:
@@ -143,16 +143,15 @@ def draw(
             torch.tensor(mu, dtype=scores.dtype).item(), n, size, samples,
             FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
         )  # fmt: skip
-    return _laid_out(out, weight, weight), active
+    return [like(one.as_strided(weight.shape, weight.stride()), weight) for one in out], active
 
 
-def _laid_out(out: Tensor, source: Tensor, weight: Tensor) -> list[Tensor]:
-    """Each mask's weights as tensors like `weight`, whose memory format decides that of a convolution."""
-    made = [one.as_strided(source.shape, source.stride()) for one in out]
-    alike = torch.empty_like(weight, device="meta").stride()
-    if source.stride() == alike:
+def like(made: Tensor, weight: Tensor) -> Tensor:
+    """A masked weight in the memory format of the weight, which decides that of a convolution."""
+    strides = torch.empty_like(weight, device="meta").stride()
+    if made.stride() == strides:
         return made
-    return [one.new_empty_strided(one.shape, alike).copy_(one) for one in made]
+    return made.new_empty_strided(made.shape, strides).copy_(made)
 
 
 def window(

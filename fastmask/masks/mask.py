@@ -47,6 +47,13 @@ class Mask(nn.Module, ABC):
     def bits_now(self) -> Tensor:
         """Packed bits uint8 (bytes,) of evaluation: 1 = active."""
 
+    def steady(self) -> tuple[Tensor, tuple[Any, ...]] | None:
+        """What decides `bits_now`, a tensor and settings, where the forward reads those bits and no more.
+
+        None where it draws or learns, or does more to a weight than to select it.
+        """
+        return None
+
     @abstractmethod
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x (..., K) through the masked weight (N, K): (..., N)."""
@@ -161,6 +168,11 @@ class ScoreMask(Mask):
         scores = nn.Parameter(first_scores(weight.detach(), self.init))
         mask.register_parameter(self.scores_name, scores)
         return mask
+
+    def steady(self) -> tuple[Tensor, tuple[Any, ...]] | None:
+        if self.training or not self._bits_say_all():
+            return None
+        return self.own_scores(), tuple(self.learned_options().items())
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x (..., K) through the masked weight (N, K): (..., N).

@@ -10,6 +10,7 @@ from fastmask.nn.batch_norm import (
 from fastmask.nn.conv import MaskedConv2d
 from fastmask.nn.convert import Conversion, bake_, mask_, plain_state_dict, unmask_
 from fastmask.nn.linear import MaskedLinear
+from fastmask.nn.prepare import prepared
 
 __all__ = [
     "BatchNormRecord",
@@ -22,6 +23,7 @@ __all__ = [
     "load_batch_norm_state_dict",
     "mask_",
     "plain_state_dict",
+    "prepared",
     "set_batch_norm_policy",
     "unmask_",
 ]

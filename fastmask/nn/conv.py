@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fastmask.masks import Mask
 from fastmask.nn.masked_layer import MaskedLayer
+from fastmask.nn.prepare import prepared_weight
 from fastmask.ops.masked_conv2d.op import Padding
 
 ATTRIBUTES = (
@@ -44,6 +45,8 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         TypeError: `mask` is no mask.
         ValueError: the mask is of another shape or on another device; torch refuses the convolution.
     """
+
+    takes_prepared_weight = True
 
     def __init__(
         self,
@@ -84,6 +87,9 @@ class MaskedConv2d(MaskedLayer, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
             padding = 0
+        ready = prepared_weight(self, input)
+        if ready is not None and weight is self.weight:
+            return F.conv2d(input, ready, bias, self.stride, padding, self.dilation, self.groups)
         return self.mask.conv2d(
             input, weight, bias, self.stride, padding, self.dilation, self.groups
         )

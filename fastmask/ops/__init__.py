@@ -8,6 +8,7 @@ from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_conv2d.op import masked_conv2d
 from fastmask.ops.masked_linear.op import masked_linear
 from fastmask.ops.masked_sgd_.op import masked_sgd_
+from fastmask.ops.masked_weights.op import masked_weights
 from fastmask.ops.pack.op import pack
 from fastmask.ops.popcount.op import popcount
 from fastmask.ops.restore_frozen_.op import restore_frozen_
@@ -27,6 +28,7 @@ __all__ = [
     "masked_conv2d",
     "masked_linear",
     "masked_sgd_",
+    "masked_weights",
     "pack",
     "popcount",
     "restore_frozen_",

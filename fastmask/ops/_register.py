@@ -17,14 +17,14 @@ def register(
 ) -> None:
     """Define `fastmask::<schema>`; the implementation resolves its back end itself, when it runs.
 
-    Under `torch.func.vmap` an op that returns tensors runs once for each slice.
+    Under `torch.func.vmap` an op that returns tensors, but no list of them, runs once for each slice.
     """
     op = schema.split("(", 1)[0]
     name = f"fastmask::{op}"
     torch.library.define(name, schema[schema.index("(") :], tags=tuple(tags))
     torch.library.impl(name, "CompositeExplicitAutograd", implementation)
     torch.library.register_fake(name, fake)
-    if not schema.endswith("-> ()"):
+    if not schema.endswith(("-> ()", "[]")):
         torch.library.register_vmap(name, _slice_by_slice(getattr(torch.ops.fastmask, op)))
 
 

@@ -1,0 +1,1 @@
+"""masked_weights: contract in op.py, meaning in reference.py."""

@@ -1,0 +1,73 @@
+"""masked_weights in the interpreter: the reference's bits for many weights in one launch."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastmask import ops
+from fastmask._triton import launch
+from fastmask.testing import (
+    ADVERSARIAL_SHAPES,
+    assert_same_bits,
+    mask,
+    non_contiguous,
+    poisoned_memory,
+    values,
+)
+
+LAST = torch.channels_last
+SHAPES = [
+    *ADVERSARIAL_SHAPES,
+    (5, 3, 3, 2),
+    (0, 3),
+    (2, 8, 3, 3),
+    (3, 1, 5, 5),
+    (9, 5, 1, 1),
+    (17, 16, 3, 3),
+    (),
+]
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_many_weights_of_all_layouts(
+    dtype: torch.dtype, wide: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "wide", lambda _numel: wide)
+    masks = [mask(*shape, seed=i) for i, shape in enumerate(SHAPES)]
+    bits = [ops.pack(m) for m in masks]
+    weights = [
+        torch.where(m, values(*m.shape, seed=i, dtype=dtype), float("nan"))
+        for i, m in enumerate(masks)
+    ]
+    last = [w.to(memory_format=LAST) if w.dim() == 4 else w for w in weights]
+    mixed = [non_contiguous(w) if i % 3 == 0 else w for i, w in enumerate(last)]
+    for given in (weights, last, mixed):
+        with poisoned_memory():
+            got = ops.masked_weights(given, bits, backend="triton")
+        want = ops.masked_weights(given, bits, backend="reference")
+        for one, other in zip(got, want, strict=True):
+            assert_same_bits(one, other)
+            assert one.stride() == other.stride()
+
+
+def test_gradients_and_addresses_that_stay() -> None:
+    m = [mask(37, 45), mask(4, 3, 3, 3)]
+    bits = [ops.pack(one) for one in m]
+    leaves = [values(*one.shape).requires_grad_() for one in m]
+    for factor in (1.0, 3.0):
+        chosen = ops.masked_weights(leaves, bits, backend="triton")
+        grads = torch.autograd.grad(sum((factor * one).sum() for one in chosen), leaves)
+        assert all(torch.equal(g, factor * one) for g, one in zip(grads, m, strict=True))
+        with torch.no_grad():
+            leaves[0].mul_(2)
+
+
+def test_autocast() -> None:
+    w, m = values(37, 45).requires_grad_(), mask(37, 45)
+    with torch.autocast("cpu", torch.float16):
+        (chosen,) = ops.masked_weights([w], [ops.pack(m)], backend="triton")
+    assert_same_bits(chosen.detach(), torch.where(m, w.detach().half(), 0.0).half())
+    chosen.float().sum().backward()
+    assert w.grad is not None and torch.equal(w.grad, m.float())
