@@ -83,11 +83,10 @@ def masked_weights(weights: list[Tensor], active: list[Tensor], dtype: torch.dty
         place += -(-n // 64) * 64
         program += triton.cdiv(n, 8 * BYTES)
     like = sources[0]
-    if like.is_cuda and torch.cuda.is_current_stream_capturing():
-        # A graph would keep the address of a table that may not live as long as it does.
+    table = _table((tuple(rows), like.device))
+    if table is None:
         made = [each.select(w, one.unsqueeze(0))[0] for w, one in zip(weights, active, strict=True)]
         return [one.to(dtype) for one in made]
-    table = _table(tuple(rows), like.device)
     out = torch.empty(place, dtype=dtype, device=like.device)
     if program > 0:
         with launch.on(like):
@@ -103,18 +102,29 @@ def masked_weights(weights: list[Tensor], active: list[Tensor], dtype: torch.dty
     ]
 
 
-def _table(rows: tuple[int, ...], device: torch.device) -> Tensor:
-    """The rows on the device, copied there once as long as addresses stay the same."""
-    found = _tables.pop((rows, device), None)
+def _table(key: _Key) -> Tensor | None:
+    """The rows on the device, copied there once as long as addresses stay the same.
+
+    While a graph is captured nothing can be copied: a table is there from before or there is none. A graph
+    keeps its address, so that it is kept from then on.
+    """
+    rows, device = key
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if key in _tables:
+            _captured[key] = _tables[key]
+        return _captured.get(key)
+    found = _tables.pop(key, None)
     if found is None:
         found = torch.tensor(rows, dtype=torch.int64).to(device)
     if len(_tables) >= 64:
         del _tables[next(iter(_tables))]
-    _tables[rows, device] = found
+    _tables[key] = found
     if found.is_cuda:
         # It may be dropped while a launch on another stream than that it was made on still reads it.
         found.record_stream(torch.cuda.current_stream(device))
     return found
 
 
-_tables: dict[tuple[tuple[int, ...], torch.device], Tensor] = {}
+_Key = tuple[tuple[int, ...], torch.device]
+_tables: dict[_Key, Tensor] = {}
+_captured: dict[_Key, Tensor] = {}

@@ -7,6 +7,7 @@ import torch
 
 from fastmask import ops
 from fastmask._triton import launch
+from fastmask.ops.masked_weights import triton
 from fastmask.testing import (
     ADVERSARIAL_SHAPES,
     assert_same_bits,
@@ -62,6 +63,27 @@ def test_gradients_and_addresses_that_stay() -> None:
         assert all(torch.equal(g, factor * one) for g, one in zip(grads, m, strict=True))
         with torch.no_grad():
             leaves[0].mul_(2)
+
+
+def test_addresses_are_copied_once_and_kept_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device is played by the CPU, and capturing by a switch."""
+    capturing = [False]
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, _device: self)
+    monkeypatch.setattr(triton, "_tables", {})
+    monkeypatch.setattr(triton, "_captured", {})
+    keys = [((i, 0, 0, 0, 1, 1, 0), torch.device("cuda")) for i in range(66)]
+    first = triton._table(keys[0])
+    assert triton._table(keys[0]) is first
+    capturing[0] = True
+    assert triton._table(keys[0]) is first
+    assert triton._table(keys[1]) is None, "nothing can be copied now"
+    capturing[0] = False
+    for key in keys[1:]:
+        triton._table(key)
+    assert len(triton._tables) == 64 and keys[0] not in triton._tables
+    capturing[0] = True
+    assert triton._table(keys[0]) is first, "a graph has its address"
 
 
 def test_autocast() -> None:
