@@ -67,15 +67,19 @@ def masked_sgd_(
 def restore_frozen_(table: int, count: int, size: int, threads: int) -> None: ...
 def topk_mask(scores: int, kind: int, n: int, k: int, bits: int, threads: int) -> None: ...
 def straight_through(
-    g: int,
+    grad: int,
+    x: int,
     w: int,
     kind: int,
     logits: int,
     seed: int,
-    sample: int,
-    tau: float,
+    starts: int,
+    samples: int,
+    b: int,
     n: int,
-    add: int,
+    k: int,
+    tau: float,
+    factor: float,
     out: int,
     threads: int,
 ) -> None: ...

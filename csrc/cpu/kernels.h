@@ -32,9 +32,11 @@
   X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                 \
                                const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,  \
                                int64_t threads))                                                      \
-  /* out (n) = g * w * s(1 - s) / tau of the relaxed sample s, its noise drawn again; or plus that */             \
-  X(straight_through, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,           \
-                       uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads))         \
+  /* out (n, k) = sum over samples of (grad^T x) * w * factor * slope, grad (b, n) and x (b, k) like w, by sample;   \
+     slope is s(1 - s) / tau of the relaxed sample, its noise drawn again, or 1 where logits is null */           \
+  X(straight_through, (const void* grad, const void* x, const void* w, int64_t kind, const float* logits,          \
+                       uint64_t seed, const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k,     \
+                       double tau, double factor, float* out, int64_t threads))                                    \
   /* out (n) = where(active, w, 0) of 16-bit numbers */                                                            \
   X(select_halves, (const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads))           \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \

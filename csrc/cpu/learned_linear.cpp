@@ -1,15 +1,33 @@
-// learned_linear: the straight-through rule in one pass over the weight, with no noise stored.
+// learned_linear: the straight-through rule, fused into the product it scales, with no noise stored.
 //
-//     z = (logit + log((2^25 - 1 - 2k) / (2k + 1))) / tau        k: the 24 bits that decided the sample
-//     out = g * w * s(1 - s) / tau,  s = sigmoid(z)              s(1 - s) = t / (1 + t)^2 with t = exp(-|z|)
+//     out = sum over samples of G * W * slope      G = dY^T X of a sample's rows, slope 1 or s(1 - s) / tau
+//     s = sigmoid(z)      z = (logit + log(above / below)) / tau      above = 2^25 - 1 - 2k      below = 2k + 1
+//
+// k are the 24 bits that decided the sample. With tau = 1 neither log nor exp is taken for each sample: with
+// t = exp(-|logit|), once for all of them, s(1 - s) is t above below / (above + t below)^2, or with above and below
+// exchanged where the logit is negative. Otherwise s(1 - s) = t / (1 + t)^2 with t = exp(-|z|).
+//
+// 6 rows of G by 64 columns, 16 counters of Philox each, are summed in registers, and used before the next are.
 #include "kernels.h"
+#include "linear.h"
 #include "philox_block.h"
 
 namespace fastmask {
 namespace FASTMASK_ISA {
 namespace {
 
-constexpr int64_t kElementsAPiece = 1 << 13;
+#if defined(__AVX512F__)
+constexpr int kHigh = 6, kWide = 4;  // 24 sums
+#elif defined(__AVX2__)
+constexpr int kHigh = 3, kWide = 4;
+#else
+constexpr int kHigh = 2, kWide = 2;
+#endif
+constexpr int64_t kPanel = 64;
+constexpr int64_t kRowsATask = 48;  // a multiple of every kHigh
+constexpr int64_t kSumsAtOnce = 256;
+// Up to here products of exp(-|logit|) with above, below and a sum of them squared are normal numbers.
+constexpr float kModerate = 60.0f;
 
 // log of a positive normal number: log m = 2 atanh((m - 1) / (m + 1)) for m in [sqrt(1/2), sqrt(2)); the series
 // ends where its next term is below 2e-9.
@@ -26,9 +44,11 @@ inline float logarithm(float x) {
   return e * 0.693359375f + (series + e * -2.12194442e-4f);
 }
 
+inline float above_of(uint32_t k) { return float(int32_t(0x1FFFFFF - 2 * k)); }
+inline float below_of(uint32_t k) { return float(int32_t(2 * k + 1)); }
+
 inline float slope(float logit, uint32_t k, float inverse_tau) {
-  const float above = float(int32_t(0x1FFFFFF - 2 * k)), below = float(int32_t(2 * k + 1));
-  const float z = (logit + logarithm(above / below)) * inverse_tau;
+  const float z = (logit + logarithm(above_of(k) / below_of(k))) * inverse_tau;
   const float magnitude = z < 0.0f ? -z : z;
   // Each choice a statement of its own: as a branch it keeps the loop from becoming vectors, 15.6 ns an element
   // instead of 2.1 (Zen 4, one thread).
@@ -40,29 +60,148 @@ inline float slope(float logit, uint32_t k, float inverse_tau) {
   return inside * factor + poison;
 }
 
-inline float weight_at(const float* w, int64_t e) { return w[e]; }
-inline float weight_at(const uint16_t* w, int64_t e) { return widen_one(w[e]); }
+// 64 elements of a row, or what is left of it and zeros.
+struct Strip {
+  float logits[kPanel], weights[kPanel], first[kPanel], second[kPanel], sums[kPanel];
+  bool moderate;
+};
+
+// Take weights and logits; with tau = 1 what the slopes of all samples have in common: 1 and exp(-|logit|), exchanged
+// where the logit is negative.
+template <class T>
+inline void prepare(const T* w, const float* logits, int64_t count, bool plain_tau, float factor, Strip& out) {
+  for (int64_t i = 0; i < kPanel; i++) out.sums[i] = 0.0f;
+  if (count == kPanel) {
+    for (int64_t i = 0; i < kPanel; i++) out.weights[i] = plain(w[i]) * factor;
+    if (logits != nullptr) memcpy(out.logits, logits, sizeof out.logits);
+  } else {
+    for (int64_t i = 0; i < kPanel; i++) out.weights[i] = i < count ? plain(w[i]) * factor : 0.0f;
+    if (logits != nullptr)
+      for (int64_t i = 0; i < kPanel; i++) out.logits[i] = i < count ? logits[i] : 0.0f;
+  }
+  if (logits == nullptr || !plain_tau) return;
+  int32_t extreme = 0;
+  for (int64_t i = 0; i < kPanel; i++) {
+    const float l = out.logits[i], magnitude = l < 0.0f ? -l : l;
+    extreme |= magnitude <= kModerate ? 0 : 1;
+    const float held = magnitude < kModerate ? magnitude : kModerate;
+    const float t = exp_minus(held);
+    out.first[i] = l < 0.0f ? t : 1.0f;
+    out.second[i] = l < 0.0f ? 1.0f : t;
+  }
+  out.moderate = extreme == 0;
+}
+
+// The 24-bit numbers of 64 elements from `e` on.
+inline const uint32_t* draw(int64_t e, uint32_t sample, uint64_t seed, uint32_t* k) {
+  Block random;
+  // 16 counters share the high half of the first: where they would not, they begin at a multiple of 16.
+  const int64_t counter = e / 4, begin = uint32_t(counter) > 0xFFFFFFFFu - 32 ? counter / 16 * 16 : counter;
+  const int64_t shift = e - 4 * begin;
+  for (int64_t half = 0; half < (shift == 0 ? 1 : 2); half++) {
+    philox16(begin + 16 * half, sample, 0, seed, random);
+    for (int i = 0; i < 16; i++)
+      for (int j = 0; j < 4; j++) k[64 * half + 4 * i + j] = random.lane[j][i] >> 8;
+  }
+  return k + shift;
+}
+
+// sums += g * W * slope
+inline void teach(const float* g, const uint32_t* k, float inverse_tau, Strip& strip) {
+  if (k == nullptr) {
+    for (int64_t i = 0; i < kPanel; i++) strip.sums[i] += g[i] * strip.weights[i];
+  } else if (inverse_tau == 1.0f && strip.moderate) {
+    for (int64_t i = 0; i < kPanel; i++) {
+      const float a = strip.first[i] * above_of(k[i]), b = strip.second[i] * below_of(k[i]), sum = a + b;
+      strip.sums[i] += g[i] * strip.weights[i] * (a * b / (sum * sum));
+    }
+  } else {
+    for (int64_t i = 0; i < kPanel; i++)
+      strip.sums[i] += g[i] * strip.weights[i] * slope(strip.logits[i], k[i], inverse_tau);
+  }
+}
+
+// g (kHigh, kPanel) = grads (count, kRowsATask)[:, :kHigh]^T panel (count, kPanel)
+inline void products(const float* grads, const float* panel, int64_t count, float* g) {
+  for (int64_t at = 0; at < kPanel; at += kWide * L) {
+    for (int64_t begin = 0; begin < count || begin == 0; begin += kSumsAtOnce) {
+      const int64_t end = begin + kSumsAtOnce < count ? begin + kSumsAtOnce : count;
+      F part[kHigh][kWide];
+#pragma GCC unroll 8
+      for (int r = 0; r < kHigh; r++)
+#pragma GCC unroll 8
+        for (int v = 0; v < kWide; v++) part[r][v] = set1(0.0f);
+      for (int64_t b = begin; b < end; b++) {
+        F columns[kWide];
+#pragma GCC unroll 8
+        for (int v = 0; v < kWide; v++) columns[v] = load(panel + b * kPanel + at + v * L);
+#pragma GCC unroll 8
+        for (int r = 0; r < kHigh; r++) {
+          const F one = set1(grads[b * kRowsATask + r]);
+#pragma GCC unroll 8
+          for (int v = 0; v < kWide; v++) part[r][v] = fma(one, columns[v], part[r][v]);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kHigh; r++) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kWide; v++) {
+          float* to = g + r * kPanel + at + v * L;
+          store(to, begin > 0 ? load(to) + part[r][v] : part[r][v]);
+        }
+      }
+    }
+  }
+}
 
 template <class T>
-void through(const float* g, const T* w, const float* logits, uint64_t seed, uint32_t sample, float inverse_tau,
-             int64_t n, bool add, float* out, int64_t threads) {
-  pieces(n, kElementsAPiece, threads, [=](int64_t begin, int64_t end) {
-    Block random;
-    uint32_t k[64];
-    float slopes[64] = {};
-    for (int64_t e = begin; e < end; e += 64) {
-      philox16(e / 4, sample, 0, seed, random);
-      for (int i = 0; i < 16; i++)
-        for (int j = 0; j < 4; j++) k[4 * i + j] = random.lane[j][i] >> 8;
-      const int64_t count = e + 64 <= end ? 64 : end - e;
-      if (count == 64) {
-        for (int i = 0; i < 64; i++) slopes[i] = slope(logits[e + i], k[i], inverse_tau);
-      } else {
-        for (int64_t i = 0; i < count; i++) slopes[i] = slope(logits[e + i], k[i], inverse_tau);
-      }
-      for (int64_t i = 0; i < count; i++) {
-        const float found = g[e + i] * weight_at(w, e + i) * slopes[i];
-        out[e + i] = add ? out[e + i] + found : found;
+void through(const T* grad, const T* x, const T* w, const float* logits, uint64_t seed, const Rows& rows, int64_t n,
+             int64_t k, float inverse_tau, float factor, float* out, int64_t threads) {
+  static thread_local Scratch kept;
+  const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
+  float* x_panels = kept.get<float>(panels * B * kPanel);
+  parallel(panels, threads, [=](int64_t p) {
+    const int64_t left = k - p * kPanel, count = left < kPanel ? left : kPanel;
+    for (int64_t b = 0; b < B; b++) {
+      float* to = x_panels + (p * B + b) * kPanel;
+      const T* from = x + b * k + p * kPanel;
+      for (int64_t i = 0; i < count; i++) to[i] = plain(from[i]);
+      for (int64_t i = count; i < kPanel; i++) to[i] = 0.0f;
+    }
+  });
+  pieces(n, kRowsATask, threads, [=](int64_t begin, int64_t end) {
+    static thread_local Scratch kept_grads, kept_strips;
+    float* grads = kept_grads.get<float>(B * kRowsATask);
+    for (int64_t b = 0; b < B; b++)
+      for (int64_t r = 0; r < kRowsATask; r++)
+        grads[b * kRowsATask + r] = begin + r < end ? plain(grad[b * n + begin + r]) : 0.0f;
+    Strip* strips = kept_strips.get<Strip>(kHigh);
+    alignas(64) float g[kHigh * kPanel];
+    uint32_t drawn[2 * kPanel];
+    for (int64_t p = 0; p < panels; p++) {
+      const int64_t column = p * kPanel, count = k - column < kPanel ? k - column : kPanel;
+      for (int64_t row = begin; row < end; row += kHigh) {
+        const int high = int(end - row < kHigh ? end - row : kHigh);
+        for (int r = 0; r < high; r++) {
+          const int64_t e = (row + r) * k + column;
+          prepare(w + e, logits != nullptr ? logits + e : nullptr, count, inverse_tau == 1.0f, factor, strips[r]);
+          // Rows that follow: those of this panel, whose lines no other has driven out yet.
+          for (int64_t i = 0; i < kPanel; i += 16) {
+            __builtin_prefetch(w + e + kHigh * k + i, 0, 2);
+            if (logits != nullptr) __builtin_prefetch(logits + e + kHigh * k + i, 0, 2);
+          }
+        }
+        for (int64_t s = 0; s < rows.samples; s++) {
+          const int64_t b = rows.begin(s);
+          products(grads + b * kRowsATask + row - begin, x_panels + (p * B + b) * kPanel, rows.count(s), g);
+          for (int r = 0; r < high; r++) {
+            const uint32_t* random =
+                logits != nullptr ? draw((row + r) * k + column, uint32_t(s), seed, drawn) : nullptr;
+            teach(g + r * kPanel, random, inverse_tau, strips[r]);
+          }
+        }
+        for (int r = 0; r < high; r++)
+          memcpy(out + (row + r) * k + column, strips[r].sums, size_t(count) * sizeof(float));
       }
     }
   });
@@ -70,12 +209,16 @@ void through(const float* g, const T* w, const float* logits, uint64_t seed, uin
 
 }  // namespace
 
-void straight_through(const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed,
-                      uint32_t sample, double tau, int64_t n, int64_t add, float* out, int64_t threads) {
-  const float inverse = float(1.0 / tau);
+void straight_through(const void* grad, const void* x, const void* w, int64_t kind, const float* logits, uint64_t seed,
+                      const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,
+                      double factor, float* out, int64_t threads) {
+  const Rows rows{starts, b, samples};
+  const float inverse = float(1.0 / tau), times = float(factor);
   if (kind == 0)
-    return through(g, static_cast<const float*>(w), logits, seed, sample, inverse, n, add != 0, out, threads);
-  through(g, static_cast<const uint16_t*>(w), logits, seed, sample, inverse, n, add != 0, out, threads);
+    return through(static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<const float*>(w), logits,
+                   seed, rows, n, k, inverse, times, out, threads);
+  through(static_cast<const uint16_t*>(grad), static_cast<const uint16_t*>(x), static_cast<const uint16_t*>(w), logits,
+          seed, rows, n, k, inverse, times, out, threads);
 }
 
 }  // namespace FASTMASK_ISA

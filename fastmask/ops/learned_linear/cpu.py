@@ -12,7 +12,7 @@ from torch import Tensor
 from fastmask import _cpu
 from fastmask.ops.learned_linear import reference
 from fastmask.ops.masked_linear import cpu as masked
-from fastmask.ops.masked_linear.reference import linear, linear_grad_input, rows_of
+from fastmask.ops.masked_linear.reference import linear, linear_grad_input
 from fastmask.ops.pack import cpu as packing
 from fastmask.ops.sample_mask import cpu as sampling
 from fastmask.ops.topk_mask import cpu as top
@@ -67,9 +67,8 @@ def learned_linear_grad(
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dx, dL/dW, dL/dscores, dL/dbias; those not asked for are empty."""
-    sampled = method == "gumbel" and output_mask[2] and not rescale
-    sampled = sampled and scores.dtype != torch.float64
-    rest = [False, output_mask[1], output_mask[2] and not sampled, output_mask[3]]
+    fused = output_mask[2] and not rescale and scores.dtype != torch.float64
+    rest = [False, output_mask[1], output_mask[2] and not fused, output_mask[3]]
     dx, dw, dscores, dbias = reference.learned_linear_grad(
         grad, x, weight, scores, active, groups, seed, method, tau, off, rescale, rest
     )
@@ -78,11 +77,13 @@ def learned_linear_grad(
     elif output_mask[0]:
         w = reference.weights_of(weight, active, off, rescale, grad.dtype)
         dx = linear_grad_input(grad, w, groups)
-    if sampled:
-        assert seed is not None and x is not None
+    if fused:
+        assert x is not None
         # Between on and off lies the weight itself, or twice that.
-        twice = weight if off == "zero" else 2 * weight
-        dscores = _straight_through(grad, x, twice, scores, len(active), groups, seed, tau)
+        factor = 1.0 if off == "zero" else 2.0
+        dscores = _straight_through(
+            grad, x, weight, scores, len(active), groups, seed, tau, factor
+        )
     return dx, dw, dscores, dbias
 
 
@@ -93,27 +94,31 @@ def _straight_through(
     scores: Tensor,
     samples: int,
     groups: Tensor | None,
-    seed: Tensor,
+    seed: Tensor | None,
     tau: float,
+    factor: float,
 ) -> Tensor:
-    """Sum over samples of G_s W s(1 - s) / tau, the noise of each drawn again from the counter."""
-    weight, logits = weight.contiguous(), scores.float().contiguous()
-    out = logits.new_empty(logits.shape)
-    for s, rows in enumerate(rows_of(groups, samples, len(x))):
-        # Autocast reaches into the backward, where sums stay in float32.
-        with torch.autocast("cpu", enabled=False):
-            g = (grad[rows].float().T @ x[rows].float()).contiguous()
-        _cpu.straight_through(
-            g.data_ptr(),
-            weight.data_ptr(),
-            int(weight.dtype == torch.bfloat16),
-            logits.data_ptr(),
-            int(seed) % 2**64,
-            s,
-            tau,
-            out.numel(),
-            int(s > 0),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
+    """Sum over samples of factor G_s W slope_s, sampled slopes with the noise drawn again from the counter."""
+    weight = weight.contiguous()
+    logits = None if seed is None else scores.float().contiguous()
+    rows, starts, order = masked._by_mask(x, groups, samples)
+    grad = grad.contiguous() if order is None else grad[order]
+    out = scores.new_empty(scores.shape, dtype=torch.float32)
+    _cpu.straight_through(
+        grad.data_ptr(),
+        rows.data_ptr(),
+        weight.data_ptr(),
+        masked._kind(weight),
+        masked._address(logits),
+        0 if seed is None else int(seed) % 2**64,
+        masked._address(starts),
+        samples,
+        len(rows),
+        weight.shape[0],
+        weight.shape[1],
+        tau,
+        factor,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
     return out.to(scores.dtype)
