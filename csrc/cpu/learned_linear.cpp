@@ -23,7 +23,7 @@ constexpr int kHigh = 3, kWide = 4;
 #else
 constexpr int kHigh = 2, kWide = 2;
 #endif
-constexpr int64_t kPanel = 64;
+constexpr int64_t kPanel = 64, kPanelsAtOnce = 4;
 constexpr int64_t kRowsATask = 48;  // a multiple of every kHigh
 constexpr int64_t kSumsAtOnce = 256;
 // Up to here products of exp(-|logit|) with above, below and a sum of them squared are normal numbers.
@@ -160,6 +160,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
   static thread_local Scratch kept;
   const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
   float* x_panels = kept.get<float>(panels * B * kPanel);
+  in_large_pages(out, n * k * 4);
   parallel(panels, threads, [=](int64_t p) {
     const int64_t left = k - p * kPanel, count = left < kPanel ? left : kPanel;
     for (int64_t b = 0; b < B; b++) {
@@ -178,30 +179,34 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
     Strip* strips = kept_strips.get<Strip>(kHigh);
     alignas(64) float g[kHigh * kPanel];
     uint32_t drawn[2 * kPanel];
-    for (int64_t p = 0; p < panels; p++) {
-      const int64_t column = p * kPanel, count = k - column < kPanel ? k - column : kPanel;
+    // Some panels of a few rows before the next rows: a kilobyte of each row at a time.
+    for (int64_t p0 = 0; p0 < panels; p0 += kPanelsAtOnce) {
+      const int64_t last = p0 + kPanelsAtOnce < panels ? p0 + kPanelsAtOnce : panels;
       for (int64_t row = begin; row < end; row += kHigh) {
         const int high = int(end - row < kHigh ? end - row : kHigh);
-        for (int r = 0; r < high; r++) {
-          const int64_t e = (row + r) * k + column;
-          prepare(w + e, logits != nullptr ? logits + e : nullptr, count, inverse_tau == 1.0f, factor, strips[r]);
-          // Rows that follow: those of this panel, whose lines no other has driven out yet.
-          for (int64_t i = 0; i < kPanel; i += 16) {
-            __builtin_prefetch(w + e + kHigh * k + i, 0, 2);
-            if (logits != nullptr) __builtin_prefetch(logits + e + kHigh * k + i, 0, 2);
-          }
-        }
-        for (int64_t s = 0; s < rows.samples; s++) {
-          const int64_t b = rows.begin(s);
-          products(grads + b * kRowsATask + row - begin, x_panels + (p * B + b) * kPanel, rows.count(s), g);
+        const int64_t ahead = row + kHigh < end ? kHigh * k : (begin - row) * k + kPanelsAtOnce * kPanel;
+        for (int64_t p = p0; p < last; p++) {
+          const int64_t column = p * kPanel, count = k - column < kPanel ? k - column : kPanel;
           for (int r = 0; r < high; r++) {
-            const uint32_t* random =
-                logits != nullptr ? draw((row + r) * k + column, uint32_t(s), seed, drawn) : nullptr;
-            teach(g + r * kPanel, random, inverse_tau, strips[r]);
+            const int64_t e = (row + r) * k + column;
+            prepare(w + e, logits != nullptr ? logits + e : nullptr, count, inverse_tau == 1.0f, factor, strips[r]);
+            for (int64_t i = 0; i < kPanel; i += 16) {
+              __builtin_prefetch(w + e + ahead + i, 0, 2);
+              if (logits != nullptr) __builtin_prefetch(logits + e + ahead + i, 0, 2);
+            }
           }
+          for (int64_t s = 0; s < rows.samples; s++) {
+            const int64_t b = rows.begin(s);
+            products(grads + b * kRowsATask + row - begin, x_panels + (p * B + b) * kPanel, rows.count(s), g);
+            for (int r = 0; r < high; r++) {
+              const uint32_t* random =
+                  logits != nullptr ? draw((row + r) * k + column, uint32_t(s), seed, drawn) : nullptr;
+              teach(g + r * kPanel, random, inverse_tau, strips[r]);
+            }
+          }
+          for (int r = 0; r < high; r++)
+            memcpy(out + (row + r) * k + column, strips[r].sums, size_t(count) * sizeof(float));
         }
-        for (int r = 0; r < high; r++)
-          memcpy(out + (row + r) * k + column, strips[r].sums, size_t(count) * sizeof(float));
       }
     }
   });
