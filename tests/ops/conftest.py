@@ -31,7 +31,10 @@ def engines(op: str) -> list[str]:
     if "cpu" in present:
         from fastmask import _cpu
 
-        names += [f"cpu-{isa}" for isa in _cpu.isas()]
+        isas = _cpu.isas()
+        # AVX-512 with and without BF16 are one code but for products.
+        same = "avx512" if "avx512bf16" in isas and not op.endswith("_linear") else None
+        names += [f"cpu-{isa}" for isa in isas if isa != same]
     if torch.cuda.is_available():
         names += [f"device-{b}" for b in present if b != "cpu"]
     return names

@@ -81,9 +81,7 @@ def learned_linear_grad(
         assert x is not None
         # Between on and off lies the weight itself, or twice that.
         factor = 1.0 if off == "zero" else 2.0
-        dscores = _straight_through(
-            grad, x, weight, scores, len(active), groups, seed, tau, factor
-        )
+        dscores = _straight_through(grad, x, weight, scores, len(active), groups, seed, tau, factor)
     return dx, dw, dscores, dbias
 
 
@@ -98,7 +96,7 @@ def _straight_through(
     tau: float,
     factor: float,
 ) -> Tensor:
-    """Sum over samples of factor G_s W slope_s, sampled slopes with the noise drawn again from the counter."""
+    """Sum over samples of factor G_s W slope_s; a sampled slope's noise is drawn again from the counter."""
     weight = weight.contiguous()
     logits = None if seed is None else scores.float().contiguous()
     rows, starts, order = masked._by_mask(x, groups, samples)
