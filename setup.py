@@ -223,7 +223,7 @@ class ShipPrograms(build_py):
         target = Path(self.build_lib) / "fastmask" / "_benchmarks"
         self.mkpath(str(target))
         for file in (HERE / "benchmarks").glob("*.py"):
-            if not file.stem.startswith("test_"):
+            if file.stem != "gpu_suite" and not file.stem.startswith("test_"):
                 self.copy_file(str(file), str(target / file.name))
 
 

@@ -20,8 +20,8 @@ from fastmask._benchmarks import harness, rivals, shapes, timing
 
 def shifted(mask: Tensor) -> Tensor:
     """The bits of a bool mask in plain torch."""
-    places = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)
-    return (mask.view(-1, 8) * places).sum(dim=1, dtype=torch.uint8)
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (mask.view(-1, 8).to(torch.uint8) << places).sum(dim=1, dtype=torch.uint8)
 
 
 def case(setup: harness.Setup, n: int, dtype: torch.dtype) -> harness.Case:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -69,10 +70,11 @@ def markdown(rows: Sequence[harness.Row]) -> str:
     for op in dict.fromkeys(row["op"] for row in rows):
         mine = [row for row in rows if row["op"] == op]
         ratios = [c for c in harness.COLUMNS if c[:2] == "x_" and any(row[c] for row in mine)]
-        heads = [*_SHOWN.values(), *(c[2:].replace("_", " ") for c in ratios)]
+        shown = [name for name in _SHOWN if any(row[name] for row in mine)]
+        heads = [*(_SHOWN[name] for name in shown), *(c[2:].replace("_", " ") for c in ratios)]
         said += ["", f"## {op}", "", _line(heads), _line("---" for _ in heads)]
         for row in mine:
-            cells = [_cell(row, name) for name in _SHOWN]
+            cells = [_cell(row, name) for name in shown]
             said.append(_line([*cells, *(f"{row[c]}x" if row[c] else "" for c in ratios)]))
     return "\n".join(said) + "\n"
 
@@ -86,6 +88,8 @@ def _conditions(row: harness.Row) -> str:
 def _cell(row: harness.Row, name: str) -> str:
     if name == "floor_share":
         return f"{row[name]} ({row['bound']})"
+    if name == "shape" and row["malloc"] == "tuned":
+        return f"{row[name]} (tuned malloc)"
     return row[name] if name != "p50_ms" else f"{float(row[name]):.4g}"
 
 
@@ -137,7 +141,7 @@ def _products(axes: Any, rows: Sequence[harness.Row]) -> None:
         axes.text(0.5, 0.5, "none measured", transform=axes.transAxes, ha="center")
         return
     at = [float(r["gflop_per_s"]) / float(r["gb_per_s"]) for r in rows if float(r["gb_per_s"])]
-    bandwidth = max(float(r["roof_gb_per_s"]) for r in rows)
+    bandwidth = statistics.median(float(r["roof_gb_per_s"]) for r in rows)
     peaks: dict[str, float] = {}
     for row in rows:
         peaks[row["dtype"]] = max(peaks.get(row["dtype"], 0.0), float(row["roof_gflop_per_s"]))
@@ -152,8 +156,8 @@ def _products(axes: Any, rows: Sequence[harness.Row]) -> None:
             textcoords="offset points", ha="right", fontsize=9, color="#333333",
         )  # fmt: skip
     axes.annotate(
-        f"{bandwidth:,.4g} GB/s", (low * 1.3, low * 1.3 * bandwidth), xytext=(-2, 12),
-        textcoords="offset points", rotation=0, fontsize=9, color="#333333",
+        f"{bandwidth:,.4g} GB/s", (low * 1.2, low * 1.2 * bandwidth), xytext=(12, -4),
+        textcoords="offset points", fontsize=9, color="#333333",
     )  # fmt: skip
     kinds = list(dict.fromkeys((r["op"], r["backend"], r["dtype"]) for r in rows))
     names = list(dict.fromkeys((op, backend) for op, backend, _ in kinds))
@@ -170,6 +174,8 @@ def _products(axes: Any, rows: Sequence[harness.Row]) -> None:
                 marker=mark, s=34, facecolors=face, edgecolors=colour, linewidths=1.2, zorder=3,
             )  # fmt: skip
         axes.scatter([], [], marker=mark, s=34, color=colour, label=f"{op}, {backend}, {dtype}")
+    for said, face in (("bound by bytes", "#777777"), ("bound by arithmetic", "none")):
+        axes.scatter([], [], marker="o", s=34, facecolors=face, edgecolors="#777777", label=said)
     axes.legend(fontsize=8, loc="lower right", framealpha=0.9)
 
 

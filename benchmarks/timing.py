@@ -93,16 +93,26 @@ def _captured(contestant: Contestant, calls: int) -> Callable[[], object] | None
     """The replay of a graph of so many calls; None where one of them cannot be captured."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        _called(contestant, min(calls, 3))
-    torch.cuda.current_stream().wait_stream(side)
-    torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     try:
+        with torch.cuda.stream(side):
+            contestant(0)
+            # What waits for the device is found out here, where finding out breaks nothing.
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                _called(contestant, 2)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             _called(contestant, calls)
     except RuntimeError:
         torch.cuda.synchronize()
+        # A capture that broke off leaves the generator waiting for its end: it takes a fresh state.
+        ours = torch.cuda.default_generators[torch.cuda.current_device()]
+        fresh = torch.Generator(device="cuda").manual_seed(0)
+        ours.graphsafe_set_state(fresh.graphsafe_get_state())
         return None
     return graph.replay
 

@@ -76,7 +76,9 @@ def seed_tensor(seed: int | Tensor | None, like: Tensor) -> Tensor:
         )
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed: expected a whole number in [0, 2**64), got {seed}")
-    return torch.tensor(seed - 2**64 if seed >= 2**63 else seed, device=like.device)
+    # Filled there: a copy from the host would wait for the device, and no CUDA graph could hold it.
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    return torch.full((), signed, dtype=torch.int64, device=like.device)
 
 
 def check_stream(stream: int) -> int:
