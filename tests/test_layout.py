@@ -19,7 +19,7 @@ RANKS = {
     "_cpu": 0,
     "_cuda": 0,
     "_backend": 1,
-    "_triton": 1,
+    "_triton": 2,
     "_store": 1,
     "_benchmarks": 1,
     "ops._": 2,

@@ -5,6 +5,7 @@ What the kernels of masked_linear and learned_linear share, and how their launch
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -200,3 +201,13 @@ def blocks(per: int, dtype: torch.dtype, K: int) -> tuple[int, int, int, int]:
     terms = 16 if dtype == torch.float32 else most // 2
     warps = 8 if K % 8 != 0 or (dtype != torch.float32 and rows == most) else 4
     return rows, most, terms, warps
+
+
+def candidates(per: int, dtype: torch.dtype, K: int) -> list[tuple[int, ...]]:
+    """Rows, outputs, terms, warps and stages of a tile: those of `blocks`, then a few others to measure."""
+    rows, outs, terms, warps = blocks(per, dtype, K)
+    others = itertools.product((rows,), (outs, outs // 2), (terms, terms // 2), (4, 8), (3, 4))
+    found: list[tuple[int, ...]] = [(rows, outs, terms, warps, 3)]
+    # Products of fewer than 16 terms or outputs are none of the tensor cores'.
+    found += [shape for shape in others if shape != found[0] and min(shape[1:3]) >= 16]
+    return found[:12]

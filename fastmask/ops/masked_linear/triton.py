@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastmask._triton import launch, scratch, tiles
+from fastmask._triton import launch, scratch, tiles, tune
 from fastmask._triton.plan import Plan, dense_first, plan
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -226,21 +226,27 @@ def masked_linear(
                 ROWS=rows, BN=few_n, BK=few_k, **switches,
             )  # fmt: skip
         return y
-    rows, block_n, block_k, warps = tiles.blocks(per, x.dtype, K)
-    cut = tiles.cut(groups, samples, B, rows)
-    split = tiles.splits(triton.cdiv(N, block_n) * cut.number, triton.cdiv(K, block_k))
-    part = triton.cdiv(triton.cdiv(K, block_k), split) * block_k
-    sums = y if split == 1 else torch.empty((split, B, N), dtype=torch.float32, device=x.device)
-    with launch.on(x):
-        _forward[(triton.cdiv(N, block_n) * cut.number, split)](
-            x, weight, active, scale, bias if split == 1 else None, sums, cut.table, cut.order,
-            cut.number, cut.per, B, N, K, size, part,
-            ROWS=rows, BN=block_n, BK=block_k, PRECISION=tiles.precision(x.dtype),
-            num_warps=warps, num_stages=3, **switches,
-        )  # fmt: skip
-        if split > 1:
-            tiles.add(sums, bias, y)
-    return y
+
+    def multiply(shape: tune.Shape) -> Tensor:
+        rows, block_n, block_k, warps, stages = shape
+        cut = tiles.cut(groups, samples, B, rows)
+        split = tiles.splits(triton.cdiv(N, block_n) * cut.number, triton.cdiv(K, block_k))
+        part = triton.cdiv(triton.cdiv(K, block_k), split) * block_k
+        sums = y if split == 1 else torch.empty((split, B, N), dtype=torch.float32, device=x.device)
+        with launch.on(x):
+            _forward[(triton.cdiv(N, block_n) * cut.number, split)](
+                x, weight, active, scale, bias if split == 1 else None, sums, cut.table, cut.order,
+                cut.number, cut.per, B, N, K, size, part,
+                ROWS=rows, BN=block_n, BK=block_k, PRECISION=tiles.precision(x.dtype),
+                num_warps=warps, num_stages=stages, **switches,
+            )  # fmt: skip
+            if split > 1:
+                tiles.add(sums, bias, y)
+        return y
+
+    key = (N, K, samples, tune.bucket(B), groups is None, tiles.precision(x.dtype))
+    shapes = tiles.candidates(per, x.dtype, K)
+    return multiply(tune.best("masked_linear", key, shapes, multiply, x))
 
 
 def grad_input(
@@ -264,31 +270,37 @@ def grad_input(
     chosen = _planned(grad, N, K, samples, groups)
     if chosen.path == "scratch" and inner is None:
         return scratch.grad_input(grad, weight, active, chosen.block, flip, scale)
-    rows, block_k, block_n, warps = tiles.blocks(triton.cdiv(B, samples), grad.dtype, K)
-    cut, across = tiles.cut(groups, samples, B, rows), triton.cdiv(K, block_k)
-    split = tiles.splits(across * cut.number, triton.cdiv(N, block_n))
-    part = triton.cdiv(triton.cdiv(N, block_n), split) * block_n
-    sums = dx if split == 1 else torch.empty((split, B, K), dtype=torch.float32, device=dx.device)
-    parts = None
-    if inner is not None:
-        assert x is not None
-        x, parts = x.contiguous(), inner.new_empty(cut.number, across * split)
-    with launch.on(grad):
-        _grad_input[(across * cut.number, split)](
-            grad, weight, active, scale, sums, x, parts, cut.table, cut.order,
-            cut.number, cut.per, B, N, K, active.shape[1], part,
-            ROWS=rows, BN=block_n, BK=block_k, PRECISION=tiles.precision(grad.dtype),
-            # On sm_90 the left operand has 64 rows or the older instructions multiply.
-            TURNED=rows < 64 and grad.dtype != torch.float32,
-            ALIGNED=K % 8 == 0, FLIP=flip, WIDE=launch.wide(weight.numel()),
-            num_warps=warps, num_stages=3, enable_fp_fusion=True,
-        )  # fmt: skip
-        if split > 1:
-            tiles.add(sums, None, dx)
-    if inner is not None:
-        assert parts is not None
-        inner.copy_(tiles.by_mask(parts.sum(dim=1), cut, samples))
-    return dx
+    if x is not None:
+        x = x.contiguous()
+
+    def multiply(shape: tune.Shape) -> Tensor:
+        rows, block_k, block_n, warps, stages = shape
+        cut, across = tiles.cut(groups, samples, B, rows), triton.cdiv(K, block_k)
+        split = tiles.splits(across * cut.number, triton.cdiv(N, block_n))
+        part = triton.cdiv(triton.cdiv(N, block_n), split) * block_n
+        sums = (
+            dx if split == 1 else torch.empty((split, B, K), dtype=torch.float32, device=dx.device)
+        )
+        parts = None if inner is None else inner.new_empty(cut.number, across * split)
+        with launch.on(grad):
+            _grad_input[(across * cut.number, split)](
+                grad, weight, active, scale, sums, x if inner is not None else None, parts,
+                cut.table, cut.order, cut.number, cut.per, B, N, K, active.shape[1], part,
+                ROWS=rows, BN=block_n, BK=block_k, PRECISION=tiles.precision(grad.dtype),
+                # On sm_90 the left operand has 64 rows or the older instructions multiply.
+                TURNED=rows < 64 and grad.dtype != torch.float32,
+                ALIGNED=K % 8 == 0, FLIP=flip, WIDE=launch.wide(weight.numel()),
+                num_warps=warps, num_stages=stages, enable_fp_fusion=True,
+            )  # fmt: skip
+            if split > 1:
+                tiles.add(sums, None, dx)
+        if inner is not None and parts is not None:
+            inner.copy_(tiles.by_mask(parts.sum(dim=1), cut, samples))
+        return dx
+
+    key = (N, K, samples, tune.bucket(B), groups is None, tiles.precision(grad.dtype))
+    shapes = tiles.candidates(triton.cdiv(B, samples), grad.dtype, K)
+    return multiply(tune.best("masked_linear_grad_input", key, shapes, multiply, grad))
 
 
 def grad_weight(

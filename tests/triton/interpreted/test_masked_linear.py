@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmask import ops
-from fastmask._triton import launch, tiles
+from fastmask._triton import launch, tiles, tune
 from fastmask._triton.plan import Plan
 from fastmask.ops.masked_linear import triton
 from fastmask.testing import (
@@ -97,6 +97,20 @@ def test_many_rows(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
         check(shape, 5, "one", dtype)
         check(shape, 2, "samples", dtype)
     check((37, 45), 3, "groups", dtype)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_every_candidate_of_tuning_is_right(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rows, shape in ((5, (37, 45)), (70, (24, 16))):
+        candidates = tiles.candidates(rows, dtype, shape[1])
+        # What the interpreter does depends on the tile alone.
+        different = {one[:3]: one for one in candidates}.values()
+        assert len(candidates) <= 12 and len(different) >= 2
+        for one in different:
+            monkeypatch.setattr(tune, "best", lambda *_, one=one: one)
+            check(shape, rows, "one", dtype)
 
 
 def test_split_sums_over_rows() -> None:
