@@ -34,14 +34,27 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build.build(tmp_path_factory.mktemp("emulated"))
 
 
-def run(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    flags = ("-q", "-x", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short")
+def run(module: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    flags = (
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        "-p",
+        "cuda_emulated",
+        "--tb=short",
+    )
+    paths = [str(ROOM.parents[2]), str(ROOM.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *flags, *arguments],
         env={
             **{k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")},
+            "PYTHONPATH": os.pathsep.join(paths),
             "FASTMASK_CUDA_EMULATED": str(module),
             "OMP_NUM_THREADS": "1",
+            **environment,
         },
         cwd=ROOM.parents[2],
         capture_output=True,
@@ -54,6 +67,16 @@ def run(module: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_on_the_cpu(module: Path) -> None:
     found = run(module, str(ROOM))
     assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
+
+
+def test_the_tests_of_the_ops(module: Path) -> None:
+    """Those that a device would run: of each op with a `cuda.py`, where `auto` takes it."""
+    selected = "not avx and not portable and not compile and not opcheck"
+    ops = sorted(path.parent.name for path in (ROOM.parents[2] / "fastmask/ops").glob("*/cuda.py"))
+    files = [str(ROOM.parents[1] / "ops" / f"test_{op}.py") for op in ops]
+    found = run(module, "-k", selected, *files, FASTMASK_CUDA_AUTO="1")
+    assert found.returncode == 0, found.stdout[-4000:] + found.stderr[-2000:]
+    assert f"resolved to cuda: {' '.join(ops)}\n" in found.stdout, found.stdout[-500:]
 
 
 BARRIER = "  __syncthreads();\n"

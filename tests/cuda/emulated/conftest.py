@@ -1,42 +1,18 @@
-"""Collected only where FASTMASK_CUDA_EMULATED names the module to load, which test_emulated.py builds."""
+"""Collected only where FASTMASK_CUDA_EMULATED names the module that test_emulated.py builds."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import mmap
 import os
-import sys
-from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
-import fastmask
 from fastmask import _backend
 
-PATH = os.environ.get("FASTMASK_CUDA_EMULATED")
-collect_ignore_glob = [] if PATH else ["test_*.py"]
-
-
-def load(path: str) -> ModuleType:
-    """A module _cuda from a file."""
-    spec = importlib.util.spec_from_file_location("fastmask._cuda", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-if PATH:
-    _cuda = sys.modules["fastmask._cuda"] = load(PATH)
-    fastmask._cuda = _cuda  # type: ignore[attr-defined]
-    _really_missing = _backend.missing
-    _backend.missing = lambda name: None if name == "cuda" else _really_missing(name)  # type: ignore
-    _backend._DEVICES["cuda"] = "cpu"
-    # What is asked of `auto` in a test is the reference, unless the test says otherwise.
-    _backend.preference = lambda _device: ("reference",)  # type: ignore[assignment]
+collect_ignore_glob = [] if os.environ.get("FASTMASK_CUDA_EMULATED") else ["test_*.py"]
 
 
 @pytest.fixture
