@@ -59,7 +59,7 @@ def run(module: Path, *arguments: str, **environment: str) -> subprocess.Complet
         cwd=ROOM.parents[2],
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
         check=False,
     )
 
