@@ -40,8 +40,9 @@ def _bits() -> Iterator[Case]:
     for dtype in FLOATS:
         scores = torch.zeros(n, dtype=dtype)
         yield Case("pack", _name(dtype), "pack", (scores, 0.5))
-        sampled = (scores, torch.tensor(3), 8, 5)
-        yield Case("sample_mask", _name(dtype), "sample_mask", sampled)
+        for samples in (1, 8):
+            sampled = (scores, torch.tensor(3), samples, 5)
+            yield Case("sample_mask", f"{_name(dtype)}-S{samples}", "sample_mask", sampled)
         if dtype != torch.float16:
             # What follows differs from bfloat16 in a constant alone.
             yield Case("topk_mask", _name(dtype), "topk_mask", (scores, 0.5))

@@ -37,7 +37,7 @@ def _drawn(
     x_ptr, weight_ptr, scores_ptr, seed_ptr, bits_ptr, bias_ptr, y_ptr,
     mu, B, N, K, part,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-    FLIP: tl.constexpr, WIDE: tl.constexpr,
+    FLIP: tl.constexpr, NEAR: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     n = tiles.columns(BN, WIDE)
     row = tl.arange(0, ROWS)
@@ -58,7 +58,7 @@ def _drawn(
                 places[:, :, None] * 2 + tl.arange(0, 2)[None, None, :], (BN * BK // 4,)
             )
             k24 = philox.uniform24(tl.load(seed_ptr), quads, 0, 0, WIDE)
-            ones = tl.reshape(k24, (BN, BK // 8, 8)) < philox.threshold(scores)
+            ones = philox.drawn(scores, tl.reshape(k24, (BN, BK // 8, 8)), NEAR)
         # A tile changes threads between drawing and the tensor cores: as bytes, not as eight bools each.
         drawn = packed.collect(ones)
         tl.store(bits_ptr + places, drawn, mask=inside)
@@ -191,8 +191,8 @@ def _draw_and_multiply(
     active[:, N * K // 8 :] = 0
     # torch compares in the scores' dtype, to which it rounds mu.
     level = torch.tensor(mu, dtype=scores.dtype).item()
-    rows, block_n = max(16, triton.next_power_of_2(B)), 64
-    block_k = 16 if x.dtype == torch.float32 else 32
+    rows, block_n = 16 if B <= 16 else ONE_TILE, 64
+    block_k, warps = (16, 4) if x.dtype == torch.float32 else (32, 8)
     split = tiles.splits(triton.cdiv(N, block_n), triton.cdiv(K, block_k))
     part = triton.cdiv(triton.cdiv(K, block_k), split) * block_k
     sums = y if split == 1 else torch.empty((split, B, N), dtype=torch.float32, device=x.device)
@@ -201,8 +201,8 @@ def _draw_and_multiply(
             x, weight, scores, seed, active, bias if split == 1 else None, sums,
             level, B, N, K, part,
             ROWS=rows, BN=block_n, BK=block_k, PRECISION=tiles.precision(x.dtype),
-            FLIP=flip, WIDE=launch.wide(weight.numel()),
-            num_warps=4, num_stages=2, enable_fp_fusion=False,
+            FLIP=flip, NEAR=philox.NEAR, WIDE=launch.wide(weight.numel()),
+            num_warps=warps, num_stages=2, enable_fp_fusion=False,
         )  # fmt: skip
         if split > 1:
             tiles.add(sums, bias, y)

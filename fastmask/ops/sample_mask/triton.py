@@ -13,6 +13,8 @@ from fastmask.ops._layout import packed_bytes
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BYTES = 128
+# Samples up to which estimates cost fewer instructions than thresholds.
+ESTIMATED = 2
 
 
 @triton.jit
@@ -25,6 +27,7 @@ def _sample(
     samples,
     stream,
     BLOCK: tl.constexpr,
+    NEAR: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     first = packed.start(BLOCK, WIDE)
@@ -32,11 +35,17 @@ def _sample(
     element = quad[:, None] * 4 + tl.arange(0, 4)[None, :]
     # Behind the end the threshold is 0 and so are the bits.
     logits = tl.load(logits_ptr + element, mask=element < n, other=float("-inf"))
-    limit = philox.threshold(logits.to(tl.float32))
+    logits = logits.to(tl.float32)
+    if NEAR is None:
+        limit = philox.threshold(logits)
     seed = tl.load(seed_ptr)
     at = first + tl.arange(0, BLOCK)
     for sample in range(samples):
-        ones = philox.uniform24(seed, quad, sample, stream, WIDE) < limit
+        k24 = philox.uniform24(seed, quad, sample, stream, WIDE)
+        if NEAR is None:
+            ones = k24 < limit
+        else:
+            ones = philox.drawn(logits, k24, NEAR)
         tl.store(bits_ptr + at, packed.collect(tl.reshape(ones, (BLOCK, 8))), mask=at < size)
         bits_ptr += size
 
@@ -60,6 +69,8 @@ def sample_mask(logits: Tensor, seed: Tensor, samples: int, stream: int) -> Tens
             samples,
             stream - 2**32 if stream >= 2**31 else stream,
             BLOCK=BYTES,
+            # More samples share the thresholds.
+            NEAR=philox.NEAR if samples <= ESTIMATED else None,
             WIDE=launch.wide(size * 8),
             enable_fp_fusion=False,
         )

@@ -17,6 +17,13 @@ FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 
 
 @triton.jit
+def estimates(logits_ptr, k_ptr, out_ptr, BLOCK: tl.constexpr, NEAR: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, BLOCK)
+    ones = philox.drawn(tl.load(logits_ptr + at), tl.load(k_ptr + at), NEAR)
+    tl.store(out_ptr + at, ones.to(tl.uint8))
+
+
+@triton.jit
 def thresholds(logits_ptr, out_ptr, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out_ptr + at, philox.threshold(tl.load(logits_ptr + at)))
@@ -108,6 +115,33 @@ def test_thresholds_are_the_reference_s_integers() -> None:
     out = torch.full(logits.shape, -1, dtype=torch.int32)
     thresholds[(len(logits) // 4096,)](logits, out, BLOCK=4096)
     assert torch.equal(out.long(), reference.threshold(logits))
+
+
+@pytest.mark.parametrize("near", [philox.NEAR, 2**26])
+def test_estimates_decide_as_thresholds_do(near: int) -> None:
+    """Integers on either side of the threshold, near it and far from it; all are compared at 2^26."""
+    special = torch.tensor([0.0, -0.0, float("nan"), torch.inf, -torch.inf, 17.0, -17.0, 1e30])
+    logits = torch.cat((special, values(4096 - len(special)) * 6))
+    limit = reference.threshold(logits)
+    for step in (-(2**20), -1000, -near, -65, -2, -1, 0, 1, 64, near, 1000, 2**20):
+        k = (limit + step).clamp(0, 2**24 - 1).int()
+        out = torch.zeros(4096, dtype=torch.uint8)
+        estimates[(1,)](logits, k, out, BLOCK=4096, NEAR=near)
+        assert torch.equal(out.bool(), k < limit), step
+
+
+def test_estimates_with_the_worst_rounding_stay_near() -> None:
+    """`drawn` in torch, its exp off by 2^-21, twice what is documented of the device's: a quarter of NEAR."""
+    logits = torch.cat((values(2**18) * 6, torch.linspace(-41, 41, 2**18)))
+    limit = reference.threshold(logits)
+    for off in (1 - 2.0**-21, 1.0, 1 + 2.0**-21):
+        e = torch.exp(-logits.abs()) * off
+        above = torch.where(logits >= 0, torch.tensor(2.0**24), e * 2.0**24)
+        # Integers whose bit is certain: the sign may be wrong for none of them.
+        for step in (-philox.NEAR // 4, philox.NEAR // 4):
+            k = (limit + step).clamp(0, 2**24 - 1)
+            wrong = ((above - k.float() * (1 + e)) > 0) != (k < limit)
+            assert not wrong[k == limit + step].any()
 
 
 def test_counters_above_32_bits() -> None:
