@@ -14,7 +14,7 @@ from fastmask import _backend
 from fastmask.ops import _checks
 from fastmask.ops._layout import numel_of, packed_bytes
 from fastmask.ops._register import register
-from fastmask.ops.compressed_linear.reference import dense
+from fastmask.ops.compressed_linear.reference import as_many, dense
 from fastmask.ops.popcount.op import popcount
 from fastmask.ops.unpack.op import unpack
 
@@ -112,7 +112,7 @@ def decompress(values: Tensor, active: Tensor, shape: Sequence[int]) -> Tensor:
     _checks.tensor("values", values)
     _one_dimension(values)
     _one_mask(active, shape, values)
-    _as_many(values, active)
+    as_many(values, int(popcount(active)))
     return dense(values.detach(), active, tuple(shape))
 
 
@@ -131,14 +131,6 @@ def _one_mask(active: Tensor, shape: Sequence[int], like: Tensor) -> None:
 def _one_dimension(values: Tensor) -> None:
     if values.dim() != 1:
         raise ValueError(f"values: expected shape (number of ones,), got {tuple(values.shape)}")
-
-
-def _as_many(values: Tensor, active: Tensor) -> None:
-    ones = int(popcount(active))
-    if values.numel() != ones:
-        raise ValueError(
-            f"values: expected {ones} values, one for each 1 of active, got {values.numel()}"
-        )
 
 
 class _CompressedLinear(torch.autograd.Function):
@@ -174,8 +166,6 @@ class _CompressedLinear(torch.autograd.Function):
 def _forward(
     x: Tensor, values: Tensor, active: Tensor, out_features: int, bias: Tensor | None, backend: str
 ) -> Tensor:
-    if x.device.type == "cpu":  # counting would stall a GPU
-        _as_many(values, active)
     module = _backend.resolve("compressed_linear", backend, x.device, x.dtype, rows=len(x))
     return module.compressed_linear(x, values, active, out_features, bias)
 
