@@ -5,6 +5,7 @@ Counts of steps on the device are read by the kernel, those on the CPU here.
 
 from __future__ import annotations
 
+import functools
 import struct
 from array import array
 
@@ -41,13 +42,18 @@ def masked_adamw_(
     with written_back(*lists) as (thetas, ms, vs, largest):
         for i, theta in enumerate(thetas):
             count, numbers = _time(steps[i], beta1, beta2)
-            bits = frozen[i]
-            read = [grads[i].contiguous(), None if bits is None else bits.contiguous(), count]
-            grad, bits_at, count_at = (address(tensor) for tensor in read)
-            high = largest[i].data_ptr() if largest else 0
-            written = theta.data_ptr(), grad, ms[i].data_ptr(), vs[i].data_ptr(), high
-            rows.extend((*written, bits_at, count_at, numbers, theta.numel()))
-            alive.append(read)
+            bits, grad = frozen[i], grads[i].contiguous()
+            bits = None if bits is None else bits.contiguous()
+            rows.append(theta.data_ptr())
+            rows.append(grad.data_ptr())
+            rows.append(ms[i].data_ptr())
+            rows.append(vs[i].data_ptr())
+            rows.append(largest[i].data_ptr() if largest else 0)
+            rows.append(address(bits))
+            rows.append(address(count))
+            rows.append(numbers)
+            rows.append(theta.numel())
+            alive.append((grad, bits, count))
         _cuda.masked_adamw_(
             rows.buffer_info()[0],
             len(thetas),
@@ -65,7 +71,12 @@ def masked_adamw_(
 
 def _time(step: Tensor, beta1: float, beta2: float) -> tuple[Tensor | None, int]:
     """A count on the device as float32, or 1 - beta1^t and sqrt(1 - beta2^t) as the halves of an integer."""
-    if step.device.type != "cpu":
+    if not step.is_cpu:
         return step.to(torch.float32), 0
-    t = step.item()
-    return None, struct.unpack("<q", struct.pack("<ff", 1 - beta1**t, (1 - beta2**t) ** 0.5))[0]
+    return None, _numbers(step.item(), beta1, beta2)
+
+
+@functools.lru_cache(maxsize=8)
+def _numbers(t: float, beta1: float, beta2: float) -> int:
+    """Most tensors have the same count."""
+    return struct.unpack("<q", struct.pack("<ff", 1 - beta1**t, (1 - beta2**t) ** 0.5))[0]

@@ -21,7 +21,7 @@ def pack(mask: Tensor, mu: float) -> Tensor:
         _cuda.pack_bools(mask.data_ptr(), n, bits.data_ptr(), *place(mask))
     else:
         # torch compares in the scores' dtype, to which it rounds mu; float32 holds all of them.
-        level = torch.tensor(mu, dtype=mask.dtype).item()
+        level = torch.tensor(mu, dtype=mask.dtype, device="cpu").item()
         kind = KINDS[mask.dtype]
         _cuda.pack_scores(mask.data_ptr(), kind, level, n, bits.data_ptr(), *place(mask))
     return bits
