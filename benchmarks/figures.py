@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -155,9 +156,9 @@ def _products(axes: Any, rows: Sequence[harness.Row]) -> None:
             f"{dtype} product {peak:,.0f} GFLOP/s", (high, peak), xytext=(-2, 4),
             textcoords="offset points", ha="right", fontsize=9, color="#333333",
         )  # fmt: skip
-    axes.annotate(
-        f"{bandwidth:,.4g} GB/s", (low * 1.2, low * 1.2 * bandwidth), xytext=(12, -4),
-        textcoords="offset points", fontsize=9, color="#333333",
+    axes.text(
+        low * 1.1, low * 1.25 * bandwidth, f"{bandwidth:,.4g} GB/s", fontsize=9, color="#333333",
+        rotation=math.degrees(math.atan(bandwidth)), rotation_mode="anchor", transform_rotates_text=True,
     )  # fmt: skip
     kinds = list(dict.fromkeys((r["op"], r["backend"], r["dtype"]) for r in rows))
     names = list(dict.fromkeys((op, backend) for op, backend, _ in kinds))
