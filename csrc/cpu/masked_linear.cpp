@@ -289,6 +289,7 @@ void small_layer(const T* x, const T* w, const uint8_t* bits, int64_t rows, int6
 
 // The transposed product: rows of W whose multiples are added while sums stay in registers, and columns at a time.
 constexpr int64_t kNear = 32, kColumns = 512;
+constexpr int64_t kSummed = 128;  // rows of W in a sum, a multiple of kNear
 
 #if defined(__AVX512F__)
 constexpr int kWideB = 4, kWide = 4, kAddedB = 8, kNarrow = 3;
@@ -417,8 +418,9 @@ void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows,
   const int64_t columns = parts > 0 ? ((k + parts - 1) / parts + 31) / 32 * 32 : kColumns;
   pieces(k, columns, threads, [=](int64_t begin, int64_t end) {
     static thread_local Scratch kept;
-    float* sums = kept.get<float>(rows.rows * ld);
-    memset(sums, 0, size_t(rows.rows * ld) * sizeof(float));
+    float* sums = kept.get<float>(2 * rows.rows * ld);
+    float* total = sums + rows.rows * ld;
+    memset(sums, 0, size_t(2 * rows.rows * ld) * sizeof(float));
     int64_t all = 0;
     for (int64_t s = 0; s < rows.samples; s++) all += (rows.count(s) + kAddedB - 1) / kAddedB;
     // Pairs of rows, shared out among all sets of sums.
@@ -432,9 +434,16 @@ void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows,
           add_columns(last - b < kAddedB ? last - b : kAddedB, w, bits + s * bytes, row * k + begin, k, count,
                       end - begin, grad + b * n + row, n, sums + b * ld, ld, ahead);
       }
+      // Sums of some rows are added up by themselves: one sum over 4096 rows errs seven times as much as a product.
+      if ((row + count) % kSummed != 0 && row + count < n) continue;
+      for (int64_t b = 0; b < rows.rows; b++)
+        for (int64_t i = b * ld; i < b * ld + end - begin; i++) {
+          total[i] += sums[i];
+          sums[i] = 0.0f;
+        }
     }
     for (int64_t b = 0; b < rows.rows; b++)
-      for (int64_t i = begin; i < end; i++) put(dx + b * k + i, sums[b * ld + i - begin]);
+      for (int64_t i = begin; i < end; i++) put(dx + b * k + i, total[b * ld + i - begin]);
   });
 }
 

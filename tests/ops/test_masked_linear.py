@@ -73,6 +73,20 @@ def test_forward_and_gradients_within_budget(shape: tuple[int, int], dtype: torc
     assert not grads[1][~m].any(), "a masked-out weight takes no gradient"
 
 
+@pytest.mark.parametrize("rows", [1, 8, 40])
+def test_long_sums_are_within_budget(rows: int) -> None:
+    """Sums over 4096 inputs and, back, over 4096 outputs: a single running sum errs too much."""
+    for n, k in ((64, 4096), (4096, 64)):
+        x, w, dy = values(rows, k), values(n, k, seed=1), values(rows, n, seed=2)
+        m = mask(n, k)
+        selected = torch.where(m, w, 0)
+        leaf = x.clone().requires_grad_()
+        y = ops.masked_linear(leaf, w, ops.pack(m))
+        (dx,) = torch.autograd.grad(y, leaf, dy)
+        assert_within_budget(y.detach(), x @ selected.T, x.double() @ selected.double().T)
+        assert_within_budget(dx, dy @ selected, dy.double() @ selected.double())
+
+
 @pytest.mark.parametrize("by_groups", [False, True])
 def test_many_masks_equal_one_at_a_time(by_groups: bool) -> None:
     s, b, n, k = 3, 12, 37, 45
