@@ -20,6 +20,26 @@ from fastmask.ops.topk_mask import cpu as top
 DTYPES = (torch.float32, torch.bfloat16)
 
 
+def draw(
+    scores: Tensor,
+    seed: Tensor | None,
+    method: str,
+    samples: int,
+    mu: float,
+    density: float | None,
+) -> Tensor:
+    """The packed bits (S, bytes) that scores decide."""
+    if method == "gumbel":
+        assert seed is not None
+        return sampling.sample_mask(scores.float(), seed, samples, 0)
+    if method == "topk" and scores.dtype in top.DTYPES:
+        assert density is not None
+        return top.topk_mask(scores, density).unsqueeze(0)
+    if method == "threshold" and scores.dtype in packing.DTYPES:
+        return packing.pack(scores, mu).unsqueeze(0)
+    return reference.draw(scores, seed, method, samples, mu, density)
+
+
 def learned_linear(
     x: Tensor,
     weight: Tensor,
@@ -35,16 +55,7 @@ def learned_linear(
     rescale: bool,
 ) -> tuple[Tensor, Tensor]:
     """Rows x (B, K) through W' of each row's sample, (B, N), and the packed bits (S, bytes)."""
-    if method == "gumbel":
-        assert seed is not None
-        active = sampling.sample_mask(scores.float(), seed, samples, 0)
-    elif method == "topk" and scores.dtype in top.DTYPES:
-        assert density is not None
-        active = top.topk_mask(scores, density).unsqueeze(0)
-    elif method == "threshold" and scores.dtype in packing.DTYPES:
-        active = packing.pack(scores, mu).unsqueeze(0)
-    else:
-        active = reference.draw(scores, seed, method, samples, mu, density)
+    active = draw(scores, seed, method, samples, mu, density)
     if off == "zero" and not rescale:
         return masked.masked_linear(x, weight, active, bias, groups), active
     return linear(

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastmask import _cpu
+from fastmask.ops.masked_conv2d import reference
 from fastmask.ops.masked_conv2d.reference import (
     conv2d,
     conv2d_grad_input,
@@ -14,7 +15,7 @@ from fastmask.ops.masked_conv2d.reference import (
 )
 from fastmask.ops.masked_linear.cpu import select
 
-DTYPES = (torch.float32,)
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def masked_conv2d(
@@ -58,6 +59,10 @@ def grad_weight(
     groups: int,
 ) -> Tensor:
     """dL/dW = sum over masks of where(active_s, dL/dW_s, 0)."""
+    if grad.dtype != torch.float32:
+        return reference.grad_weight(
+            grad, x, active, weight_size, stride, padding, dilation, groups
+        )
     dense = conv2d_grad_weights(
         grad, x, len(active), weight_size, stride, padding, dilation, groups
     )
