@@ -154,7 +154,7 @@ int run(const void* x, const void* w, const uint8_t* bits, const int64_t* groups
 int masked_linear(const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* groups,
                   int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y, int64_t device,
                   void* stream) {
-  if (b == 0 || n == 0) return 0;
+  if (b == 0 || n == 0 || samples == 0) return 0;
   const Shape shape{samples, b / samples > 0 ? b / samples : 1, b, n, k, blocks(n * k, 64) * 8, 1};
   if (kind == 0) return run<float>(x, w, bits, groups, bias, y, shape, device, stream);
   if (kind == 1) return run<bfloat16>(x, w, bits, groups, bias, y, shape, device, stream);

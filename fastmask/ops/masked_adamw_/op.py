@@ -57,8 +57,8 @@ def masked_adamw_(
 
     Gradients: none; params may require grad.
     Deterministic: yes. Free entries have the bits of torch.optim.AdamW's for-loop on the back end
-        `reference` alone. `cpu` and `triton` agree with it within the error budget: 16-bit tensors are
-        rounded once a step, and on `cpu` no bit depends on the instruction set, the threads or an
+        `reference` alone. `cpu`, `triton` and `cuda` agree with it within the error budget: 16-bit
+        tensors are rounded once a step, and on `cpu` no bit depends on the instruction set, the threads or an
         entry's place.
     Source: arXiv 1711.05101 (AdamW); arXiv 1904.09237 (amsgrad); torch.optim.AdamW.
     """

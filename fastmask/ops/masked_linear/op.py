@@ -179,7 +179,7 @@ def _forward(
     backend: str,
 ) -> Tensor:
     _checks.in_range(groups, active.shape[0])
-    rows = -(-len(x) // len(active))
+    rows = -(-len(x) // max(len(active), 1))
     module = _backend.resolve("masked_linear", backend, x.device, x.dtype, rows=rows)
     return module.masked_linear(x, weight, active, bias, groups)
 

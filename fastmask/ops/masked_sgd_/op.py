@@ -52,7 +52,7 @@ def masked_sgd_(
 
     Gradients: none; params may require grad.
     Deterministic: yes. Free entries have the bits of torch.optim.SGD's for-loop on the back end
-        `reference`, and in float32 on `cpu`. `cpu` in bfloat16 and `triton` agree with it within the
+        `reference`, and in float32 on `cpu`. `cpu` in bfloat16, `triton` and `cuda` agree with it within the
         error budget: 16-bit tensors are rounded once a step.
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
     """
