@@ -1,0 +1,122 @@
+"""The CPU engine against the reference on whatever shapes, densities and options, on each instruction set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastmask import _backend, ops
+from fastmask.testing import assert_same_bits, assert_within_budget, mask, values
+
+if _backend.missing("cpu") is not None:
+    pytest.skip(f"no CPU engine: {_backend.missing('cpu')}", allow_module_level=True)
+
+from fastmask import _cpu
+
+sizes = st.integers(0, 700)
+shapes = st.tuples(st.integers(1, 40), st.integers(1, 150))
+densities = st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])
+seeds = st.integers(0, 2**16)
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
+few = settings(max_examples=12, deadline=None)
+
+
+@pytest.fixture(autouse=True, scope="module", params=_cpu.isas())
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = _cpu.isa()
+    _cpu.use(request.param)
+    yield
+    _cpu.use(before)
+
+
+@few
+@given(sizes, densities, seeds, dtypes, st.sampled_from([0.0, 0.3, -1e9]))
+def test_bits(n: int, density: float, seed: int, dtype: torch.dtype, mu: float) -> None:
+    ones, scores = mask(n, density=density, seed=seed), values(n, seed=seed, dtype=dtype)
+    bits = ops.pack(ones, backend="cpu")
+    assert torch.equal(bits, ops.pack(ones, backend="reference"))
+    assert torch.equal(ops.unpack(bits, (n,), backend="cpu"), ones)
+    assert int(ops.popcount(bits, backend="cpu")) == int(ones.sum())
+    got = ops.pack(scores, mu=mu, backend="cpu")
+    assert torch.equal(got, ops.pack(scores, mu=mu, backend="reference"))
+    for call, options in ((ops.sample_mask, {"seed": seed}), (ops.topk_mask, {"density": density})):
+        got = call(scores, **options, backend="cpu")
+        assert torch.equal(got, call(scores, **options, backend="reference"))
+
+
+@few
+@given(shapes, st.integers(0, 20), densities, seeds, dtypes)
+def test_products(
+    shape: tuple[int, int], rows: int, density: float, seed: int, dtype: torch.dtype
+) -> None:
+    w, x = (
+        values(*shape, seed=seed, dtype=dtype),
+        values(rows, shape[1], seed=seed + 1, dtype=dtype),
+    )
+    g, ones = values(rows, shape[0], seed=seed + 2, dtype=dtype), mask(*shape, density=density)
+    bits, exact = ops.pack(ones), torch.where(ones, w.double(), 0)
+    kept = ops.compress(w, bits)
+
+    def outputs(backend: str) -> list[Tensor]:
+        found = []
+        for compressed in (False, True):
+            leaf = x.clone().requires_grad_()
+            if compressed:
+                y = ops.compressed_linear(leaf, kept, bits, shape[0], backend=backend)
+            else:
+                y = ops.masked_linear(leaf, w, bits, backend=backend)
+            found += [y.detach(), torch.autograd.grad(y, leaf, g)[0]]
+        return found
+
+    want = [x.double() @ exact.T, g.double() @ exact] * 2
+    for got, plain, truth in zip(outputs("cpu"), outputs("reference"), want, strict=True):
+        assert_within_budget(got, plain, truth)
+
+
+@few
+@given(shapes, densities, seeds, dtypes, st.booleans(), st.booleans())
+def test_steps(
+    shape: tuple[int, int], density: float, seed: int, dtype: torch.dtype, up: bool, most: bool
+) -> None:
+    given_ = [values(*shape, seed=seed + i, dtype=dtype) for i in range(5)]
+    frozen = mask(*shape, density=density, seed=seed)
+
+    def stepped(backend: str, kind: torch.dtype) -> list[Tensor]:
+        theta, g, m, v, largest = (t.to(kind).clone() for t in given_)
+        v, largest = v.abs(), largest.abs()
+        other, buf = theta.clone(), m.clone()
+        ops.masked_adamw_([theta], [g], [m], [v], [largest] if most else None, [torch.tensor(2.0)],
+                          [ops.pack(frozen)], lr=0.01, maximize=up, backend=backend)  # fmt: skip
+        ops.masked_sgd_([other], [g], [buf], [ops.pack(frozen)], lr=0.1, momentum=0.9,
+                        weight_decay=0.1, nesterov=most, maximize=up, backend=backend)  # fmt: skip
+        return [theta, m, v, other, buf]
+
+    exact = stepped("reference", torch.float64)
+    results = zip(stepped("cpu", dtype), stepped("reference", dtype), exact, strict=True)
+    for got, plain, want in results:
+        assert_within_budget(got, plain, want)
+        assert_same_bits(got, plain, where=frozen)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 6 << 30,
+    reason="needs 6 GiB of free memory",
+)
+def test_more_than_two_to_the_thirty_first_elements() -> None:
+    if _cpu.isa() != _cpu.isas()[0]:
+        pytest.skip("once, on the fastest instruction set: half a minute and more")
+    n = 2**31 + 77
+    ones = torch.zeros(n, dtype=torch.bool)
+    ones[:: 2**20 + 7] = True
+    ones[-1] = True
+    bits = ops.pack(ones, backend="cpu")
+    assert int(ops.popcount(bits, backend="cpu")) == int(torch.count_nonzero(ones))
+    back = ops.unpack(bits, (n,), backend="cpu")
+    assert torch.equal(back, ones)
