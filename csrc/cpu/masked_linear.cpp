@@ -288,6 +288,8 @@ void small_layer(const T* x, const T* w, const uint8_t* bits, int64_t rows, int6
 }
 
 // The transposed product: rows of W whose multiples are added while sums stay in registers, and columns at a time.
+// What so many rows give is summed before it is added to the rest: 4096 additions one after the other would leave the
+// error budget.
 constexpr int64_t kNear = 32, kColumns = 512;
 constexpr int64_t kSummed = 128;  // rows of W in a sum, a multiple of kNear
 
@@ -308,7 +310,7 @@ inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t 
 #pragma GCC unroll 8
   for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) sums[b][v] = load(dx + b * ld + v * L);
+    for (int v = 0; v < V; v++) sums[b][v] = set1(0.0f);
   for (int64_t r = 0; r < count; r++) {
     const T* p = w + position + r * k;
     const uint64_t word = bits_at(mask, position + r * k, left < V * L ? left : V * L);
@@ -329,7 +331,7 @@ inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t 
 #pragma GCC unroll 8
   for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v++) store(dx + b * ld + v * L, sums[b][v]);
+    for (int v = 0; v < V; v++) store(dx + b * ld + v * L, load(dx + b * ld + v * L) + sums[b][v]);
 }
 
 #if defined(__AVX512BF16__)
@@ -341,14 +343,9 @@ inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, 
   const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
   F sums[B][V];
 #pragma GCC unroll 8
-  for (int b = 0; b < B; b++) {
+  for (int b = 0; b < B; b++)
 #pragma GCC unroll 8
-    for (int v = 0; v < V; v += 2) {
-      const F first = load(dx + b * ld + v * L), second = load(dx + b * ld + v * L + L);
-      sums[b][v] = _mm512_shuffle_f32x4(first, second, 0x88);
-      sums[b][v + 1] = _mm512_shuffle_f32x4(first, second, 0xDD);
-    }
-  }
+    for (int v = 0; v < V; v++) sums[b][v] = set1(0.0f);
   const int64_t columns = left < V * L ? left : V * L;
   for (int64_t r = 0; r < count; r += 2) {
     const uint16_t* p = w + position + r * k;
@@ -379,8 +376,9 @@ inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, 
 #pragma GCC unroll 8
     for (int v = 0; v < V; v += 2) {
       const __m512d first = _mm512_castps_pd(sums[b][v]), second = _mm512_castps_pd(sums[b][v + 1]);
-      store(dx + b * ld + v * L, _mm512_castpd_ps(_mm512_permutex2var_pd(first, low, second)));
-      store(dx + b * ld + v * L + L, _mm512_castpd_ps(_mm512_permutex2var_pd(first, high, second)));
+      float* to = dx + b * ld + v * L;
+      store(to, load(to) + _mm512_castpd_ps(_mm512_permutex2var_pd(first, low, second)));
+      store(to + L, load(to + L) + _mm512_castpd_ps(_mm512_permutex2var_pd(first, high, second)));
     }
   }
 }

@@ -179,6 +179,16 @@ def test_under_ones_alone_all_bits_are_torchs(rows: int) -> None:
         assert_same_bits(one, other)
 
 
+@pytest.mark.parametrize("rows", [1, 8, 20])
+def test_a_gradient_over_many_outputs_within_budget(rows: int) -> None:
+    x, w, m = values(rows, 64), values(4096, 64, seed=1), mask(4096, 64)
+    dy, owner = values(rows, 4096, seed=2), torch.zeros(rows, dtype=torch.int64)
+    got = run(x, w, ops.pack(m).unsqueeze(0), dy)[1]
+    reference = plain(x, w, m.unsqueeze(0), dy, owner)[1]
+    exact = plain(x.double(), w.double(), m.unsqueeze(0), dy.double(), owner)[1]
+    assert_within_budget(got, reference, exact)
+
+
 def test_halves_in_more_than_one_block() -> None:
     n, k, rows = 130, 16_401, 20  # 64 rows of w make a block
     x, w = values(rows, k, dtype=torch.bfloat16), values(n, k, seed=1, dtype=torch.bfloat16)
