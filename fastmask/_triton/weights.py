@@ -140,7 +140,7 @@ def draw(
         _draw[(triton.cdiv(size, BYTES),)](
             weight, scores, seed, active, out,
             # torch compares in the scores' dtype, to which it rounds mu.
-            torch.tensor(mu, dtype=scores.dtype).item(), n, size, samples,
+            torch.tensor(mu, dtype=scores.dtype, device="cpu").item(), n, size, samples,
             FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
         )  # fmt: skip
     return [like(one.as_strided(weight.shape, weight.stride()), weight) for one in out], active

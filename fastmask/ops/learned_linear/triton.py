@@ -190,7 +190,7 @@ def _draw_and_multiply(
     active = torch.empty((1, packed_bytes(N * K)), dtype=torch.uint8, device=x.device)
     active[:, N * K // 8 :] = 0
     # torch compares in the scores' dtype, to which it rounds mu.
-    level = torch.tensor(mu, dtype=scores.dtype).item()
+    level = torch.tensor(mu, dtype=scores.dtype, device="cpu").item()
     rows, block_n = 16 if B <= 16 else ONE_TILE, 64
     block_k, warps = (16, 4) if x.dtype == torch.float32 else (32, 8)
     split = tiles.splits(triton.cdiv(N, block_n), triton.cdiv(K, block_k))

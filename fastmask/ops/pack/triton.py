@@ -32,7 +32,9 @@ def pack(mask: Tensor, mu: float) -> Tensor:
     if size == 0:
         return bits
     # torch compares in the scores' dtype, to which it rounds mu; float32 holds all of them.
-    level = 0.0 if mask.dtype == torch.bool else torch.tensor(mu, dtype=mask.dtype).item()
+    level = 0.0
+    if mask.dtype != torch.bool:
+        level = torch.tensor(mu, dtype=mask.dtype, device="cpu").item()
     source = mask.view(torch.uint8) if mask.dtype == torch.bool else mask
     with launch.on(mask):
         _pack[(triton.cdiv(size, BYTES),)](
