@@ -148,7 +148,7 @@ def resolve(
     function: str | None = None,
     rows: int = 0,
 ) -> ModuleType:
-    """Return the module that runs `op` on such tensors: the one named, or for auto the fastest there is.
+    """Return the module that runs `op` on such tensors: the one named, or for auto the first of `preference`.
 
     `function` is the one that will be called, where not all back ends have it; `rows` how many there are.
 
