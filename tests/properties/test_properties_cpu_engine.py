@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -25,6 +26,15 @@ densities = st.sampled_from([0.0, 0.05, 0.5, 0.95, 1.0])
 seeds = st.integers(0, 2**16)
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 few = settings(max_examples=12, deadline=None)
+methods = st.sampled_from(
+    [
+        {"method": "gumbel", "samples": 1},
+        {"method": "gumbel", "samples": 3, "tau": 0.7},
+        {"method": "threshold", "mu": 0.2},
+        {"method": "topk", "density": 0.4},
+    ]
+)
+readings = st.sampled_from([{}, {"off": "flip"}, {"scale": "rsqrt_density"}])
 
 
 @pytest.fixture(autouse=True, scope="module", params=_cpu.isas())
@@ -102,6 +112,67 @@ def test_steps(
     for got, plain, want in results:
         assert_within_budget(got, plain, want)
         assert_same_bits(got, plain, where=frozen)
+
+
+@few
+@given(shapes, st.integers(1, 3), methods, readings, seeds, dtypes)
+def test_learned_products(
+    shape: tuple[int, int], rows: int, method: dict[str, Any], reading: dict[str, Any], seed: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    options = {**method, **reading, **({"seed": seed} if "samples" in method else {})}
+    leaves = [values(rows * method.get("samples", 1), shape[1], seed=seed, dtype=dtype),
+              values(*shape, seed=seed + 1, dtype=dtype), values(*shape, seed=seed + 2)]  # fmt: skip
+    _as_the_reference(ops.learned_linear, leaves, options)
+    _as_the_reference(lambda x, *rest, **how: ops.learned_weight(*rest, **how), leaves, options)
+
+
+@few
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4), st.sampled_from([1, 3]), methods, readings,
+       seeds, dtypes)  # fmt: skip
+def test_learned_convolutions(
+    per: int, images: int, inner: int, side: int, method: dict[str, Any], reading: dict[str, Any],
+    seed: int, dtype: torch.dtype,
+) -> None:  # fmt: skip
+    options = {**method, **reading, **({"seed": seed} if "samples" in method else {})}
+    shape = (2 * per, inner, side, side)
+    leaves = [values(images * method.get("samples", 1), 2 * inner, 6, 5, seed=seed, dtype=dtype),
+              values(*shape, seed=seed + 1, dtype=dtype), values(*shape, seed=seed + 2)]  # fmt: skip
+    how = {"padding": side // 2, "stride": 2, "groups": 2}
+    _as_the_reference(ops.learned_conv2d, leaves, {**options, **how})
+    bits = ops.pack(mask(*shape, seed=seed))
+    _as_the_reference(lambda x, w, **rest: ops.masked_conv2d(x, w, bits, **rest), leaves[:2], how)
+
+
+def _as_the_reference(
+    op: Callable[..., Tensor], leaves: list[Tensor], options: dict[str, Any]
+) -> None:
+    """Outputs and all gradients are within the error budget."""
+
+    def results(backend: str, wide: bool = False) -> tuple[Tensor, ...]:
+        own = [(t.double() if wide else t.clone()).requires_grad_() for t in leaves]
+        y = op(*own, **options, backend=backend)
+        g = values(*y.shape, seed=3, dtype=leaves[0].dtype).to(y.dtype)
+        return y.detach(), *torch.autograd.grad(y, own, g, allow_unused=True)
+
+    found = (results("cpu"), results("reference"), results("reference", wide=True))
+    for got, plain, exact in zip(*found, strict=True):
+        if exact is not None:
+            assert_within_budget(got, plain, exact)
+
+
+@few
+@given(st.lists(st.integers(0, 300), max_size=4), densities, seeds, dtypes)
+def test_selection(numbers: list[int], density: float, seed: int, dtype: torch.dtype) -> None:
+    weights = [values(n, seed=seed + n, dtype=dtype) for n in numbers]
+    masks = [mask(n, density=density, seed=seed + n) for n in numbers]
+    bits = [ops.pack(each) for each in masks]
+    selected = ops.masked_weights(weights, bits, backend="cpu") if weights else []
+    changed = [-w for w in weights]
+    ops.restore_frozen_(changed, weights, bits, backend="cpu")
+    for w, on, got, back in zip(weights, masks, selected, changed, strict=True):
+        assert_same_bits(got, torch.where(on, w, 0))
+        assert_same_bits(back, torch.where(on, w, -w))
 
 
 @pytest.mark.slow
