@@ -1,9 +1,10 @@
 // topk_mask: the k-th largest score by its digits, then one comparison an element.
 //
 // A float becomes an unsigned key of the same order. Three passes count the digits (11, 11 and 10 bits) of the keys
-// that still agree with the k-th; from the second on few do, and the others cost a comparison.
-// Scores equal to the k-th are taken from the lowest index on: their number in each piece is counted first, so that
-// all pieces can be written at once.
+// that still agree with the k-th; from the second on few do, and the others cost a comparison. Of many scores, a sample
+// says first between which two the k-th must lie, so that two passes over memory do where the sample is right.
+// Scores equal to the k-th are taken from the lowest index on: where not all are, their number in each piece is counted
+// first, so that all pieces can be written at once.
 #include "kernels.h"
 #include "vec.h"
 
@@ -13,6 +14,7 @@ namespace {
 
 constexpr int64_t kPiece = 1 << 16;
 constexpr int kDigits = 2048;
+constexpr int64_t kSampled = 1 << 20;  // elements from which a sample saves more than it costs
 
 inline float score_at(const float* p, int64_t i) { return p[i]; }
 inline float score_at(const uint16_t* p, int64_t i) { return widen_one(p[i]); }
@@ -106,36 +108,111 @@ inline Word compare(const T* scores, int64_t count, float kth) {
   return word;
 }
 
+// The k-th largest score, how many of the elements that equal it are among the k, and how many there are.
+struct Kth {
+  uint32_t key;
+  int64_t wanted, equal;
+};
+
+template <class T>
+Kth kth_by_digits(const T* scores, int64_t n, int64_t k, int64_t threads) {
+  int64_t counts[kDigits];
+  Kth kth{0, k, 0};
+  const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
+  for (int pass = 0; pass < 3; pass++) {
+    count_digits(scores, n, pass == 0 ? 32 : shifts[pass - 1], kth.key, shifts[pass], widths[pass], counts, threads);
+    int digit = (1 << widths[pass]) - 1;
+    while (counts[digit] < kth.wanted) kth.wanted -= counts[digit--];
+    kth.key = kth.key << widths[pass] | uint32_t(digit);
+    kth.equal = counts[digit];
+  }
+  return kth;
+}
+
+// A sample brackets the k-th score; one pass then counts what is above the bracket and keeps what is inside, about one
+// element of 60, among which the digits are counted. False where the k-th is not inside after all, or too many are.
+template <class T>
+bool kth_by_sample(const T* scores, int64_t n, int64_t k, int64_t threads, Kth* kth) {
+  // 512 is four standard deviations of the sample's rank of the median, more of any other.
+  constexpr int64_t kSample = 1 << 16, kMargin = 512, kRoom = kPiece / 8;
+  const int64_t blocks = (n + kPiece - 1) / kPiece;
+  T* kept = new T[size_t(kSample > blocks * kRoom ? kSample : blocks * kRoom)];
+  for (int64_t i = 0; i < kSample; i++) kept[i] = scores[int64_t(double(n) / kSample * double(i))];
+  const int64_t rank = int64_t(double(k) / double(n) * kSample);
+  const uint32_t highest = rank > kMargin ? kth_by_digits(kept, kSample, rank - kMargin, threads).key : ~0u;
+  const uint32_t lowest = rank + kMargin < kSample ? kth_by_digits(kept, kSample, rank + kMargin, threads).key : 0;
+  const float top = score_of(highest), bottom = score_of(lowest);
+  int64_t* counts = new int64_t[size_t(2 * blocks)];  // above the bracket, inside it
+  pieces(n, kPiece, threads, [=](int64_t begin, int64_t end) {
+    T* room = kept + begin / kPiece * kRoom;
+    int64_t above = 0, inside = 0;
+    for (int64_t e = begin; e < end; e += 64) {
+      const int64_t count = end - e < 64 ? end - e : 64;
+      uint64_t over = 0, under = 0;
+      if (count == 64) {
+        for (int64_t i = 0; i < 64; i += L) {
+          const F v = scores_at(scores + e + i);
+          over |= uint64_t(greater(v, set1(top))) << i;
+          under |= uint64_t(greater(set1(bottom), v)) << i;
+        }
+      } else {
+        for (int64_t i = 0; i < count; i++) {
+          over |= uint64_t(score_at(scores + e, i) > top) << i;
+          under |= uint64_t(bottom > score_at(scores + e, i)) << i;
+        }
+      }
+      above += __builtin_popcountll(over);
+      // NaN, which is neither, is kept: it ranks last among what is.
+      for (uint64_t in = low_ones(count) & ~over & ~under; in != 0; in &= in - 1, inside++)
+        if (inside < kRoom) room[inside] = scores[e + __builtin_ctzll(in)];
+    }
+    counts[begin / kPiece] = above;
+    counts[blocks + begin / kPiece] = inside;
+  });
+  int64_t above = 0, inside = 0;
+  bool whole = true;
+  for (int64_t b = 0; b < blocks; b++) {
+    above += counts[b];
+    const int64_t here = counts[blocks + b];
+    whole = whole && here <= kRoom;
+    if (whole) memmove(kept + inside, kept + b * kRoom, size_t(here) * sizeof(T));
+    inside += here;
+  }
+  bool found = whole && above < k && k <= above + inside;
+  if (found) {
+    *kth = kth_by_digits(kept, inside, k - above, threads);
+    found = lowest <= kth->key && kth->key <= highest;
+  }
+  delete[] counts;
+  delete[] kept;
+  return found;
+}
+
 template <class T>
 void topk(const T* scores, int64_t n, int64_t k, uint8_t* bits, int64_t threads) {
   if (k <= 0 || k >= n) {
     for (int64_t w = 0; w < packed_words(n); w++) store_word(bits, w, k <= 0 ? 0 : low_ones(n - 64 * w));
     return;
   }
-  int64_t counts[kDigits];
-  int64_t wanted = k;  // among the keys that agree so far
-  uint32_t prefix = 0;
-  const int shifts[3] = {21, 10, 0}, widths[3] = {11, 11, 10};
-  for (int pass = 0; pass < 3; pass++) {
-    count_digits(scores, n, pass == 0 ? 32 : shifts[pass - 1], prefix, shifts[pass], widths[pass],
-                 counts, threads);
-    int digit = (1 << widths[pass]) - 1;
-    while (counts[digit] < wanted) wanted -= counts[digit--];
-    prefix = prefix << widths[pass] | uint32_t(digit);
-  }
-  const float kth = score_of(prefix);
+  Kth found;
+  if (n < kSampled || !kth_by_sample(scores, n, k, threads, &found)) found = kth_by_digits(scores, n, k, threads);
+  const float kth = score_of(found.key);
   const int64_t blocks = (n + kPiece - 1) / kPiece;
+  // How many of the elements that equal the k-th each piece takes; all of them, mostly.
   int64_t* ties = new int64_t[size_t(blocks)];
-  pieces(n, kPiece, threads, [=](int64_t begin, int64_t end) {
-    int64_t found = 0;
-    for (int64_t e = begin; e < end; e += 64)
-      found += __builtin_popcountll(compare(scores + e, end - e < 64 ? end - e : 64, kth).equal);
-    ties[begin / kPiece] = found;
-  });
-  for (int64_t b = 0, left = wanted; b < blocks; b++) {
-    const int64_t found = ties[b];
-    ties[b] = left;  // how many this piece may still take
-    left = left > found ? left - found : 0;
+  for (int64_t b = 0; b < blocks; b++) ties[b] = kPiece;
+  if (found.wanted < found.equal) {
+    pieces(n, kPiece, threads, [=](int64_t begin, int64_t end) {
+      int64_t equal = 0;
+      for (int64_t e = begin; e < end; e += 64)
+        equal += __builtin_popcountll(compare(scores + e, end - e < 64 ? end - e : 64, kth).equal);
+      ties[begin / kPiece] = equal;
+    });
+    for (int64_t b = 0, left = found.wanted; b < blocks; b++) {
+      const int64_t equal = ties[b];
+      ties[b] = left;
+      left = left > equal ? left - equal : 0;
+    }
   }
   pieces(n, kPiece, threads, [=](int64_t begin, int64_t end) {
     int64_t left = ties[begin / kPiece];

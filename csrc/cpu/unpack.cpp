@@ -1,5 +1,6 @@
 // unpack: one word makes 64 bools.
 #include "kernels.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace fastmask {
@@ -36,6 +37,7 @@ inline void write(uint64_t word, uint8_t* mask) {
 
 void unpack(const uint8_t* bits, int64_t samples, int64_t n, uint8_t* mask, int64_t threads) {
   const int64_t words = packed_words(n);
+  in_large_pages(mask, samples * n);
   pieces(samples * words, kWordsAPiece, threads, [=](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; w++) {
       const int64_t sample = w / words, at = 64 * (w % words);

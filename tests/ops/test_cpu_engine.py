@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from fastmask import _backend, ops
 from fastmask.testing import as_integers, mask, values
@@ -200,3 +202,28 @@ def test_bits_may_lie_at_any_address() -> None:
     assert bits.data_ptr() % 8
     assert torch.equal(ops.unpack(bits, (320,), backend="cpu"), mask(5 * 64))
     assert ops.popcount(bits, backend="cpu") == mask(5 * 64).sum()
+
+
+def misleading(n: int) -> Tensor:
+    """Scores whose evenly spaced sample is nothing like them."""
+    scores = values(n)
+    scores[(torch.arange(2**16, dtype=torch.float64) * (n / 2**16)).long()] = 9.0
+    return scores
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_many_scores_of_every_kind_have_the_same_largest(dtype: torch.dtype) -> None:
+    n, inf = 2**20 + 77, math.inf
+    plain = values(n)
+    holes = torch.where(values(n, seed=1) > 1, math.nan, plain)
+    ends = torch.where(values(n, seed=2) > 1, inf, torch.where(plain > 1, -inf, plain))
+    steps = (plain * 2).round() / 2
+    before = _cpu.isa()
+    for scores in (plain, plain.sort().values, steps, torch.zeros(n), holes, ends, misleading(n)):
+        for density in (3 / n, 0.5, 1 - 3 / n):
+            want = ops.topk_mask(scores.to(dtype), density, backend="reference")
+            for isa in _cpu.isas():
+                _cpu.use(isa)
+                got = ops.topk_mask(scores.to(dtype), density, backend="cpu")
+                _cpu.use(before)
+                assert torch.equal(got, want), (isa, density)
