@@ -110,4 +110,17 @@ def straight_through(
     out: int,
     threads: int,
 ) -> None: ...
+def score_grad(
+    g: int,
+    w: int,
+    kind: int,
+    logits: int,
+    seed: int,
+    samples: int,
+    n: int,
+    tau: float,
+    factor: float,
+    out: int,
+    threads: int,
+) -> None: ...
 def select_halves(w: int, bits: int, n: int, out: int, threads: int) -> None: ...

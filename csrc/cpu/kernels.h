@@ -37,6 +37,9 @@
   X(straight_through, (const void* grad, const void* x, const void* w, int64_t kind, const float* logits,          \
                        uint64_t seed, const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k,     \
                        double tau, double factor, float* out, int64_t threads))                                    \
+  /* out (n) = sum over samples of g * w * factor * slope, g (samples, n), slope as above */                         \
+  X(score_grad, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples,  \
+                 int64_t n, double tau, double factor, float* out, int64_t threads))                               \
   /* out (n) = where(active, w, 0) of 16-bit numbers */                                                            \
   X(select_halves, (const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads))           \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \

@@ -212,7 +212,37 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
   });
 }
 
+template <class T>
+void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_t samples, int64_t n,
+          float inverse_tau, float factor, float* out, int64_t threads) {
+  in_large_pages(out, n * 4);
+  pieces(n, 256 * kPanel, threads, [=](int64_t begin, int64_t end) {
+    Strip strip;
+    alignas(64) float last[kPanel] = {};
+    uint32_t drawn[2 * kPanel];
+    for (int64_t e = begin; e < end; e += kPanel) {
+      const int64_t count = end - e < kPanel ? end - e : kPanel;
+      prepare(w + e, logits != nullptr ? logits + e : nullptr, count, inverse_tau == 1.0f, factor, strip);
+      for (int64_t s = 0; s < samples; s++) {
+        const uint32_t* random = logits != nullptr ? draw(e, uint32_t(s), seed, drawn) : nullptr;
+        const float* from = g + s * n + e;
+        if (count < kPanel) from = static_cast<const float*>(memcpy(last, from, size_t(count) * sizeof(float)));
+        teach(from, random, inverse_tau, strip);
+      }
+      memcpy(out + e, strip.sums, size_t(count) * sizeof(float));
+    }
+  });
+}
+
 }  // namespace
+
+void score_grad(const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples,
+                int64_t n, double tau, double factor, float* out, int64_t threads) {
+  const float inverse = float(1.0 / tau), times = float(factor);
+  if (kind == 0)
+    return rule(g, static_cast<const float*>(w), logits, seed, samples, n, inverse, times, out, threads);
+  rule(g, static_cast<const uint16_t*>(w), logits, seed, samples, n, inverse, times, out, threads);
+}
 
 void straight_through(const void* grad, const void* x, const void* w, int64_t kind, const float* logits, uint64_t seed,
                       const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,

@@ -27,6 +27,10 @@ def compressed_linear(
     rows = _rows(k)
     starts = _starts(active, n * k, rows * k)
     as_many(values, int(starts[-1]))
+    if k == 0:
+        # There are no pieces.
+        zeros = x.new_zeros(len(x), n)
+        return zeros if bias is None else zeros + bias
     if len(x) > FEW_ROWS:
         # W on the left: so torch multiplies 256 x 4096 weights and 64 rows in 0.75 of the time.
         out, across = x.new_empty(n, len(x)), x.t().contiguous()

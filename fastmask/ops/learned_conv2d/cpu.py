@@ -1,6 +1,7 @@
 """The CPU engine's learned_conv2d: drawn and selected by the engine, convolved by torch.
 
-Weights that are flipped or rescaled, and the rule that teaches weights and scores, are the reference's.
+Scores are taught by the engine too. Weights that are flipped or rescaled are the reference's; so are the
+gradients that go through the scale, those of the weight, and those of float64 scores.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmask.ops.learned_conv2d import reference
-from fastmask.ops.learned_linear.cpu import draw
+from fastmask.ops.learned_linear.cpu import draw, score_grad
 from fastmask.ops.masked_conv2d import cpu as masked
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -62,8 +63,9 @@ def learned_conv2d_grad(
     """dL/dx, dL/dW, dL/dscores, dL/dbias; those not asked for are empty."""
     geometry = (stride, padding, dilation, groups)
     selected = output_mask[0] and off == "zero" and not rescale
-    rest = [output_mask[0] and not selected, *output_mask[1:]]
-    dx, *others = reference.learned_conv2d_grad(
+    fused = output_mask[2] and not rescale and scores.dtype != torch.float64
+    rest = [output_mask[0] and not selected, False, False, output_mask[3]]
+    dx, dw, dscores, dbias = reference.learned_conv2d_grad(
         grad,
         x,
         weight,
@@ -80,5 +82,18 @@ def learned_conv2d_grad(
     )
     if selected:
         dx = masked.grad_input(grad, weight, active, input_size, *geometry)
-    dw, dscores, dbias = others
+    if output_mask[1] or output_mask[2]:
+        assert x is not None
+        dtype = reference.wide(grad, scores)
+        g = reference.conv2d_grad_weights(
+            grad.to(dtype), x.to(dtype), len(active), list(weight.shape), *geometry
+        )
+    if output_mask[1]:
+        dw = reference.weight_grad(g, weight, active, off, rescale).contiguous()
+    if fused:
+        dscores = score_grad(g, weight, scores, seed, tau, off)
+    elif output_mask[2]:
+        dscores = reference.score_grad(
+            g, weight, scores, active, seed, method, tau, off, rescale
+        ).contiguous()
     return dx, dw, dscores, dbias

@@ -96,6 +96,29 @@ def learned_linear_grad(
     return dx, dw, dscores, dbias
 
 
+def score_grad(
+    g: Tensor, weight: Tensor, scores: Tensor, seed: Tensor | None, tau: float, off: str
+) -> Tensor:
+    """dL/dscores from G (S, *W.shape), float32, where nothing is rescaled: the rule in one pass."""
+    weight, g = weight.contiguous(), g.contiguous()
+    logits = None if seed is None else scores.float().contiguous()
+    out = scores.new_empty(scores.shape, dtype=torch.float32)
+    _cpu.score_grad(
+        g.data_ptr(),
+        weight.data_ptr(),
+        masked._kind(weight),
+        masked._address(logits),
+        0 if seed is None else int(seed) % 2**64,
+        len(g),
+        weight.numel(),
+        tau,
+        1.0 if off == "zero" else 2.0,
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return out.to(scores.dtype)
+
+
 def _straight_through(
     grad: Tensor,
     x: Tensor,

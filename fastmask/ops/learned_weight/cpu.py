@@ -1,12 +1,20 @@
-"""The CPU engine's learned_weight: sampled by the engine; the rule of the weight is the reference's."""
+"""The CPU engine's learned_weight: drawn, selected and taught by the engine.
+
+Weights that are flipped or rescaled are the reference's; so are gradients that go through the scale,
+those of the weight, and those of float64 scores.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from fastmask.ops.learned_linear import reference
-from fastmask.ops.learned_weight.reference import learned_weight_grad as learned_weight_grad
-from fastmask.ops.sample_mask import cpu as sampling
+from fastmask.ops.learned_linear import reference as rule
+from fastmask.ops.learned_linear.cpu import draw, score_grad
+from fastmask.ops.learned_weight import reference
+from fastmask.ops.masked_linear.cpu import select
+
+DTYPES = (torch.float32, torch.bfloat16)
 
 
 def learned_weight(
@@ -21,9 +29,30 @@ def learned_weight(
     rescale: bool,
 ) -> tuple[Tensor, Tensor]:
     """W' (S, *W.shape) of the samples, and their packed bits (S, bytes)."""
-    if method == "gumbel":
-        assert seed is not None
-        active = sampling.sample_mask(scores.float(), seed, samples, 0)
-    else:
-        active = reference.draw(scores, seed, method, samples, mu, density)
-    return reference.weights_of(weight, active, off, rescale, weight.dtype).contiguous(), active
+    active = draw(scores, seed, method, samples, mu, density)
+    if off == "zero" and not rescale:
+        return select(weight, active), active
+    return rule.weights_of(weight, active, off, rescale, weight.dtype).contiguous(), active
+
+
+def learned_weight_grad(
+    grad: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    active: Tensor,
+    seed: Tensor | None,
+    method: str,
+    tau: float,
+    off: str,
+    rescale: bool,
+    output_mask: list[bool],
+) -> tuple[Tensor, Tensor]:
+    """dL/dW and dL/dscores of G = dL/dW' (S, *W.shape); those not asked for are empty."""
+    fused = output_mask[1] and not rescale and scores.dtype != torch.float64
+    rest = [output_mask[0], output_mask[1] and not fused]
+    dw, dscores = reference.learned_weight_grad(
+        grad, weight, scores, active, seed, method, tau, off, rescale, rest
+    )
+    if fused:
+        dscores = score_grad(grad.float(), weight, scores, seed, tau, off)
+    return dw, dscores
