@@ -1,6 +1,6 @@
 """The transfer study on the CPU engine against the same study on the reference ops, digits, turn by turn.
 
-    python benchmarks/bench_transfer_backends.py [--layers 'stage3.*'] [--seeds 1] [--repeats 3]
+    python benchmarks/bench_transfer_backends.py [--layers 12] [--seeds 1] [--repeats 3]
 
 Whole sweeps, run by run (`engine="loop"`, or masks over layers of the backbone), one process, from one
 source to all targets. The rows are compared first: accuracies may be at most one test image apart. The ratio
