@@ -205,6 +205,17 @@ def test_the_sweep_is_compared_and_timed() -> None:
     assert re.search(r"grouped over the loop: \d+\.\d times", done.stdout)
 
 
+def test_the_transfer_study_has_the_same_accuracies_on_the_engine() -> None:
+    if _backend.missing("cpu") is not None:
+        pytest.skip(f"no CPU engine: {_backend.missing('cpu')}")
+    program = ROOT / "benchmarks" / "bench_transfer_backends.py"
+    done = subprocess.run(
+        [sys.executable, program, "--repeats", "1"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"accuracies at most [01] of 240 test images apart", done.stdout)
+
+
 def suite(*options: str) -> subprocess.CompletedProcess[str]:
     program = ROOT / "benchmarks" / "gpu_suite.py"
     return subprocess.run(
