@@ -27,11 +27,7 @@ import functools
 import importlib
 import importlib.metadata
 import os
-import platform
-import re
-import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,8 +36,8 @@ from pathlib import Path
 
 import torch
 
-from fastmask import __version__, _backend
-from fastmask._benchmarks import timing
+from fastmask import _backend
+from fastmask._benchmarks import machine, timing
 from fastmask.errors import BackendUnavailable
 
 RIVALS = (
@@ -54,8 +50,6 @@ COLUMNS = (
     "bound", "floor_share", *(f"x_{name.replace(' ', '_')}" for name in RIVALS), "uncaptured", "load",
 )  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# glibc's allocator keeps large blocks instead of giving them back: no page is faulted in twice.
-TUNED = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
 Row = dict[str, str]
 
 
@@ -223,17 +217,17 @@ def _row(
     adding = case.flops / peak if peak else 0.0
     on_cpu = device.type == "cpu"
     found: dict[str, object] = {
-        "commit": commit(),
-        "device": device_name(device),
+        "commit": machine.commit(),
+        "device": machine.device_name(device),
         "torch": torch.__version__,
-        "triton": version("triton"),
+        "triton": machine.version("triton"),
         "op": case.op,
         "backend": backend,
         "dtype": name_of(case.dtype),
         "shape": case.shape,
         "density": case.density,
         "threads": torch.get_num_threads() if on_cpu else "",
-        "malloc": ("tuned" if tuned() else "default") if on_cpu else "",
+        "malloc": ("tuned" if machine.tuned() else "default") if on_cpu else "",
         "clock": "events" if backend in uncaptured else setup.counted,
         "gb_per_s": f"{case.bytes_moved / middle / 1e9:.2f}",
         "gflop_per_s": f"{case.flops / middle / 1e9:.2f}" if case.flops else "",
@@ -347,57 +341,6 @@ def append(table: Path, rows: Sequence[Row]) -> None:
         writer.writerows(rows)
 
 
-@functools.cache
-def commit() -> str:
-    """The commit measured, with a + where the tree differs from it; the version where there is no tree."""
-    root = Path(_backend.__file__).parents[1]
-    if not (root / ".git").exists() or shutil.which("git") is None:
-        return __version__
-    git = ("git", "-C", str(root))
-    head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "--", "csrc", "fastmask/ops"],
-        capture_output=True,
-        text=True,
-    )
-    return head.stdout.strip() + "+" * bool(changed.stdout) if head.returncode == 0 else __version__
-
-
-@functools.cache
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's with the engine's instruction set."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        named = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
-        name = named[1] if named else name
-    if _backend.missing("cpu") is not None:
-        return name
-    from fastmask import _cpu
-
-    return f"{name}, {_cpu.isa()}"
-
-
-def version(package: str) -> str:
-    """The version of a package, or nothing."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
-def tuned() -> bool:
-    """Whether this process was started with the tuned allocator."""
-    return all(os.environ.get(name) == value for name, value in TUNED.items())
-
-
-def restart_tuned() -> None:
-    """Start this program again with the tuned allocator, which is read before main; does not return."""
-    arguments = [sys.executable, *sys.orig_argv[1:]]
-    os.execve(sys.executable, arguments, {**os.environ, **TUNED})
-
-
 def main(op: str, description: str | None) -> None:
     """Command line of a bench_<op>.py: verify and time each case, print a line each, append rows to --csv."""
     parser = argparse.ArgumentParser(
@@ -417,8 +360,8 @@ def main(op: str, description: str | None) -> None:
     given = parser.parse_args()
     if given.clock == "thread" and given.threads != 1:
         parser.error("--clock thread counts one thread alone: give --threads 1 with it")
-    if given.malloc == "tuned" and not tuned():
-        restart_tuned()
+    if given.malloc == "tuned" and not machine.tuned():
+        machine.restart_tuned()
     torch.set_num_threads(given.threads)
     setup = Setup(
         device=torch.device(given.device),

@@ -129,8 +129,9 @@ def bench(
         harness = _program("harness")
         if malloc not in ("default", "tuned"):
             raise ValueError(f"--malloc: expected default or tuned, got {malloc!r}")
-        if malloc == "tuned" and not harness.tuned():
-            harness.restart_tuned()
+        machine = _program("machine")
+        if malloc == "tuned" and not machine.tuned():
+            machine.restart_tuned()
         setup = _setup(harness, shapes, dtype, backend, device, compiled, rounds, threads)
         cases = [case for op in ops or harness.ops() for case in harness.cases(op, setup)]
         if listed:
