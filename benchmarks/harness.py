@@ -177,7 +177,7 @@ def measured(
             say(f"{name} cannot run {case}: {type(error).__name__}: {str(error).splitlines()[0]}")
             continue
         rivals[name] = rival
-    calls = timing.calls_a_turn(setup.device, case.bytes_moved)
+    calls = timing.calls_a_turn(setup.device, case.bytes_moved, case.flops)
     with torch.set_grad_enabled(contest.grad):
         times, uncaptured = timing.seconds(
             {**ours, **rivals}, setup.device, setup.rounds, setup.counted, setup.limit, calls

@@ -63,8 +63,8 @@ def _missing_engine() -> str | None:
         return _not_here("_cpu", error)
     if forced := os.environ.get("FASTMASK_CPU_ISA"):
         _cpu.use(forced)
-    if entry := _openmp():
-        _cpu.borrow(entry)
+    if entries := _openmp():
+        _cpu.borrow(*entries)
     return None
 
 
@@ -84,13 +84,16 @@ def _not_here(name: str, error: ImportError) -> str:
     return f"the compiled module fastmask.{name} is not in this installation ({why})"
 
 
-def _openmp() -> int | None:
-    """Address of GOMP_parallel in the OpenMP runtime that torch is linked to, under whatever file name."""
-    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+def _openmp() -> tuple[int, int] | None:
+    """GOMP_parallel and omp_get_thread_num of the OpenMP runtime that torch is linked to, however named."""
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:
-        return ctypes.cast(ctypes.CDLL(str(library)).GOMP_parallel, ctypes.c_void_p).value
+        library = ctypes.CDLL(str(path))
+        entries = (library.GOMP_parallel, library.omp_get_thread_num)
     except (OSError, AttributeError):
         return None
+    parallel, number = (ctypes.cast(entry, ctypes.c_void_p).value for entry in entries)
+    return (parallel, number) if parallel and number else None
 
 
 def preference(device: str) -> tuple[str, ...]:

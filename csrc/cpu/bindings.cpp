@@ -89,7 +89,9 @@ PYBIND11_MODULE(_cpu, m) {
         return names;
       },
       "Names of the instruction sets this processor has kernels for, fastest first.");
-  m.def("borrow", &borrow, "Run on the threads of an OpenMP runtime from now on: the address of its GOMP_parallel.");
+  m.def("borrow", &borrow,
+        "Run on the threads of an OpenMP runtime from now on: the addresses of its GOMP_parallel\n"
+        "and omp_get_thread_num.");
   m.def("use", &use, "Take the kernels of another instruction set from now on.");
   m.def(
       "all_ones",

@@ -12,7 +12,7 @@ namespace fastmask {
 // Called while another call runs, from a task or from another thread, it runs its tasks where it is.
 void run(int64_t tasks, int64_t threads, void (*body)(void*, int64_t), void* context);
 
-// Run tasks on the threads of a runtime from now on: `parallel` is its GOMP_parallel.
-void borrow(uintptr_t parallel);
+// Run tasks on the threads of a runtime from now on: its GOMP_parallel and omp_get_thread_num.
+void borrow(uintptr_t parallel, uintptr_t thread_number);
 
 }  // namespace fastmask
