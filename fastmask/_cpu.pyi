@@ -107,6 +107,8 @@ def straight_through(
     k: int,
     tau: float,
     factor: float,
+    scales: int,
+    shifts: int,
     out: int,
     threads: int,
 ) -> None: ...
@@ -120,6 +122,8 @@ def score_grad(
     n: int,
     tau: float,
     factor: float,
+    scales: int,
+    shifts: int,
     out: int,
     threads: int,
 ) -> None: ...

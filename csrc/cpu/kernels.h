@@ -32,14 +32,17 @@
   X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                 \
                                const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,  \
                                int64_t threads))                                                      \
-  /* out (n, k) = sum over samples of (grad^T x) * w * factor * slope, grad (b, n) and x (b, k) like w, by sample;   \
-     slope is s(1 - s) / tau of the relaxed sample, its noise drawn again, or 1 where logits is null */           \
+  /* out (n, k) = sum over samples of ((grad^T x) * w * factor * scale - shift) * slope, grad (b, n) and x (b, k) like\
+     w, by sample; slope is s(1 - s) / tau of the relaxed sample, its noise drawn again, or 1 where logits is null;\
+     scales and shifts (samples), or null for 1 and 0 */                                                           \
   X(straight_through, (const void* grad, const void* x, const void* w, int64_t kind, const float* logits,          \
                        uint64_t seed, const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k,     \
-                       double tau, double factor, float* out, int64_t threads))                                    \
-  /* out (n) = sum over samples of g * w * factor * slope, g (samples, n), slope as above */                         \
-  X(score_grad, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples,  \
-                 int64_t n, double tau, double factor, float* out, int64_t threads))                               \
+                       double tau, double factor, const float* scales, const float* shifts, float* out,            \
+                       int64_t threads))                                                                           \
+  /* out (n) = sum over samples of (g * w * factor * scale - shift) * slope, g (samples, n), the rest as above */  \
+  X(score_grad, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples, \
+                 int64_t n, double tau, double factor, const float* scales, const float* shifts, float* out,       \
+                 int64_t threads))                                                                                 \
   /* out (n) = where(active, w, 0) of 16-bit numbers */                                                            \
   X(select_halves, (const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads))           \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \

@@ -1,6 +1,7 @@
 // learned_linear: the straight-through rule, fused into the product it scales, with no noise stored.
 //
-//     out = sum over samples of G * W * slope      G = dY^T X of a sample's rows, slope 1 or s(1 - s) / tau
+//     out = sum over samples of (scale * G * W - shift) * slope      G = dY^T X of a sample's rows
+//     slope = 1 or s(1 - s) / tau; scale and shift are 1 and 0 where a mask's weights are not rescaled
 //     s = sigmoid(z)      z = (logit + log(above / below)) / tau      above = 2^25 - 1 - 2k      below = 2k + 1
 //
 // k are the 24 bits that decided the sample. With tau = 1 neither log nor exp is taken for each sample: with
@@ -60,6 +61,13 @@ inline float slope(float logit, uint32_t k, float inverse_tau) {
   return inside * factor + poison;
 }
 
+// What a mask's weights are scaled by, and what goes through the scale: 1 and 0 where there is none.
+struct Scaling {
+  const float *scales, *shifts;
+  float scale(int64_t sample) const { return scales != nullptr ? scales[sample] : 1.0f; }
+  float shift(int64_t sample) const { return shifts != nullptr ? shifts[sample] : 0.0f; }
+};
+
 // 64 elements of a row, or what is left of it and zeros.
 struct Strip {
   float logits[kPanel], weights[kPanel], first[kPanel], second[kPanel], sums[kPanel];
@@ -106,18 +114,18 @@ inline const uint32_t* draw(int64_t e, uint32_t sample, uint64_t seed, uint32_t*
   return k + shift;
 }
 
-// sums += g * W * slope
-inline void teach(const float* g, const uint32_t* k, float inverse_tau, Strip& strip) {
+// sums += (scale * g * W - shift) * slope
+inline void teach(const float* g, const uint32_t* k, float inverse_tau, float scale, float shift, Strip& strip) {
   if (k == nullptr) {
-    for (int64_t i = 0; i < kPanel; i++) strip.sums[i] += g[i] * strip.weights[i];
+    for (int64_t i = 0; i < kPanel; i++) strip.sums[i] += g[i] * strip.weights[i] * scale - shift;
   } else if (inverse_tau == 1.0f && strip.moderate) {
     for (int64_t i = 0; i < kPanel; i++) {
       const float a = strip.first[i] * above_of(k[i]), b = strip.second[i] * below_of(k[i]), sum = a + b;
-      strip.sums[i] += g[i] * strip.weights[i] * (a * b / (sum * sum));
+      strip.sums[i] += (g[i] * strip.weights[i] * scale - shift) * (a * b / (sum * sum));
     }
   } else {
     for (int64_t i = 0; i < kPanel; i++)
-      strip.sums[i] += g[i] * strip.weights[i] * slope(strip.logits[i], k[i], inverse_tau);
+      strip.sums[i] += (g[i] * strip.weights[i] * scale - shift) * slope(strip.logits[i], k[i], inverse_tau);
   }
 }
 
@@ -156,7 +164,7 @@ inline void products(const float* grads, const float* panel, int64_t count, floa
 
 template <class T>
 void through(const T* grad, const T* x, const T* w, const float* logits, uint64_t seed, const Rows& rows, int64_t n,
-             int64_t k, float inverse_tau, float factor, float* out, int64_t threads) {
+             int64_t k, float inverse_tau, float factor, Scaling scaling, float* out, int64_t threads) {
   static thread_local Scratch kept;
   const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
   float* x_panels = kept.get<float>(panels * B * kPanel);
@@ -201,7 +209,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
             for (int r = 0; r < high; r++) {
               const uint32_t* random =
                   logits != nullptr ? draw((row + r) * k + column, uint32_t(s), seed, drawn) : nullptr;
-              teach(g + r * kPanel, random, inverse_tau, strips[r]);
+              teach(g + r * kPanel, random, inverse_tau, scaling.scale(s), scaling.shift(s), strips[r]);
             }
           }
           for (int r = 0; r < high; r++)
@@ -214,7 +222,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
 
 template <class T>
 void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_t samples, int64_t n,
-          float inverse_tau, float factor, float* out, int64_t threads) {
+          float inverse_tau, float factor, Scaling scaling, float* out, int64_t threads) {
   in_large_pages(out, n * 4);
   pieces(n, 256 * kPanel, threads, [=](int64_t begin, int64_t end) {
     Strip strip;
@@ -227,7 +235,7 @@ void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_
         const uint32_t* random = logits != nullptr ? draw(e, uint32_t(s), seed, drawn) : nullptr;
         const float* from = g + s * n + e;
         if (count < kPanel) from = static_cast<const float*>(memcpy(last, from, size_t(count) * sizeof(float)));
-        teach(from, random, inverse_tau, strip);
+        teach(from, random, inverse_tau, scaling.scale(s), scaling.shift(s), strip);
       }
       memcpy(out + e, strip.sums, size_t(count) * sizeof(float));
     }
@@ -237,23 +245,26 @@ void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_
 }  // namespace
 
 void score_grad(const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples,
-                int64_t n, double tau, double factor, float* out, int64_t threads) {
+                int64_t n, double tau, double factor, const float* scales, const float* shifts, float* out,
+                int64_t threads) {
   const float inverse = float(1.0 / tau), times = float(factor);
+  const Scaling scaling{scales, shifts};
   if (kind == 0)
-    return rule(g, static_cast<const float*>(w), logits, seed, samples, n, inverse, times, out, threads);
-  rule(g, static_cast<const uint16_t*>(w), logits, seed, samples, n, inverse, times, out, threads);
+    return rule(g, static_cast<const float*>(w), logits, seed, samples, n, inverse, times, scaling, out, threads);
+  rule(g, static_cast<const uint16_t*>(w), logits, seed, samples, n, inverse, times, scaling, out, threads);
 }
 
 void straight_through(const void* grad, const void* x, const void* w, int64_t kind, const float* logits, uint64_t seed,
                       const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,
-                      double factor, float* out, int64_t threads) {
+                      double factor, const float* scales, const float* shifts, float* out, int64_t threads) {
   const Rows rows{starts, b, samples};
   const float inverse = float(1.0 / tau), times = float(factor);
+  const Scaling scaling{scales, shifts};
   if (kind == 0)
     return through(static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<const float*>(w), logits,
-                   seed, rows, n, k, inverse, times, out, threads);
+                   seed, rows, n, k, inverse, times, scaling, out, threads);
   through(static_cast<const uint16_t*>(grad), static_cast<const uint16_t*>(x), static_cast<const uint16_t*>(w), logits,
-          seed, rows, n, k, inverse, times, out, threads);
+          seed, rows, n, k, inverse, times, scaling, out, threads);
 }
 
 }  // namespace FASTMASK_ISA

@@ -113,6 +113,8 @@ def score_grad(
         weight.numel(),
         tau,
         1.0 if off == "zero" else 2.0,
+        0,
+        0,
         out.data_ptr(),
         torch.get_num_threads(),
     )
@@ -150,6 +152,8 @@ def _straight_through(
         weight.shape[1],
         tau,
         factor,
+        0,
+        0,
         out.data_ptr(),
         torch.get_num_threads(),
     )
