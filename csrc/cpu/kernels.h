@@ -39,6 +39,13 @@
                        uint64_t seed, const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k,     \
                        double tau, double factor, const float* scales, const float* shifts, float* out,            \
                        int64_t threads))                                                                           \
+  /* the same, which steps scores (n, k) and momenta where they lie; `sampled`: the scores are the logits */       \
+  X(straight_through_step, (const void* grad, const void* x, const void* w, int64_t kind, int64_t sampled,         \
+                            uint64_t seed, const int64_t* starts, int64_t samples, int64_t b, int64_t n,           \
+                            int64_t k, double tau, double factor, const float* scales, const float* shifts,        \
+                            float* scores, float* momenta, double rate, double momentum, double weight_decay,      \
+                            double dampening, int64_t nesterov, int64_t maximize, int64_t first_step,              \
+                            int64_t threads))                                                                      \
   /* out (n) = sum over samples of (g * w * factor * scale - shift) * slope, g (samples, n), the rest as above */  \
   X(score_grad, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples, \
                  int64_t n, double tau, double factor, const float* scales, const float* shifts, float* out,       \

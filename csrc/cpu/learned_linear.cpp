@@ -8,10 +8,12 @@
 // t = exp(-|logit|), once for all of them, s(1 - s) is t above below / (above + t below)^2, or with above and below
 // exchanged where the logit is negative. Otherwise s(1 - s) = t / (1 + t)^2 with t = exp(-|z|).
 //
-// 6 rows of G by 64 columns, 16 counters of Philox each, are summed in registers, and used before the next are.
+// 6 rows of G by 64 columns, 16 counters of Philox each, are summed in registers, and used before the next are: they
+// are stored, or step the scores where these lie, each of which one task reads before it writes it.
 #include "kernels.h"
 #include "linear.h"
 #include "philox_block.h"
+#include "sgd.h"
 
 namespace fastmask {
 namespace FASTMASK_ISA {
@@ -100,6 +102,31 @@ inline void prepare(const T* w, const float* logits, int64_t count, bool plain_t
   out.moderate = extreme == 0;
 }
 
+// Where a gradient of scores goes: into memory of its own, or into the scores and their momentum by a step.
+struct Stored {
+  float* out;
+  void operator()(int64_t e, int64_t count, const float* g) const { memcpy(out + e, g, size_t(count) * sizeof(float)); }
+};
+struct Stepped {
+  float *scores, *momenta;
+  Sgd sgd;
+  void operator()(int64_t e, int64_t count, const float* g) const {
+    if (count == kPanel) {
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kPanel; i += L) vector(e + i, g + i, Whole{});
+    } else {
+      for (int64_t i = 0; i < count; i += L) vector(e + i, g + i, lanes(low_ones(count), i));
+    }
+  }
+  template <class Lanes>
+  void vector(int64_t e, const float* g, Lanes there) const {
+    F buf = sgd.moves && !sgd.first ? load(momenta + e, there) : set1(0.0f);
+    const F moved = sgd(load(scores + e, there), load(g), buf);
+    if (sgd.moves) store(momenta + e, buf, there);
+    store(scores + e, moved, there);
+  }
+};
+
 // The 24-bit numbers of 64 elements from `e` on.
 inline const uint32_t* draw(int64_t e, uint32_t sample, uint64_t seed, uint32_t* k) {
   Block random;
@@ -162,13 +189,12 @@ inline void products(const float* grads, const float* panel, int64_t count, floa
   }
 }
 
-template <class T>
+template <class T, class To>
 void through(const T* grad, const T* x, const T* w, const float* logits, uint64_t seed, const Rows& rows, int64_t n,
-             int64_t k, float inverse_tau, float factor, Scaling scaling, float* out, int64_t threads) {
+             int64_t k, float inverse_tau, float factor, Scaling scaling, const To& to_scores, int64_t threads) {
   static thread_local Scratch kept;
   const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
   float* x_panels = kept.get<float>(panels * B * kPanel);
-  in_large_pages(out, n * k * 4);
   parallel(panels, threads, [=](int64_t p) {
     const int64_t left = k - p * kPanel, count = left < kPanel ? left : kPanel;
     for (int64_t b = 0; b < B; b++) {
@@ -212,8 +238,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
               teach(g + r * kPanel, random, inverse_tau, scaling.scale(s), scaling.shift(s), strips[r]);
             }
           }
-          for (int r = 0; r < high; r++)
-            memcpy(out + (row + r) * k + column, strips[r].sums, size_t(count) * sizeof(float));
+          for (int r = 0; r < high; r++) to_scores((row + r) * k + column, count, strips[r].sums);
         }
       }
     }
@@ -242,6 +267,18 @@ void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_
   });
 }
 
+template <class To>
+void of_kind(const void* grad, const void* x, const void* w, int64_t kind, const float* logits, uint64_t seed,
+             const Rows& rows, int64_t n, int64_t k, double tau, double factor, Scaling scaling, const To& to_scores,
+             int64_t threads) {
+  const float inverse = float(1.0 / tau), times = float(factor);
+  if (kind == 0)
+    return through(static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<const float*>(w), logits,
+                   seed, rows, n, k, inverse, times, scaling, to_scores, threads);
+  through(static_cast<const uint16_t*>(grad), static_cast<const uint16_t*>(x), static_cast<const uint16_t*>(w), logits,
+          seed, rows, n, k, inverse, times, scaling, to_scores, threads);
+}
+
 }  // namespace
 
 void score_grad(const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples,
@@ -258,13 +295,19 @@ void straight_through(const void* grad, const void* x, const void* w, int64_t ki
                       const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,
                       double factor, const float* scales, const float* shifts, float* out, int64_t threads) {
   const Rows rows{starts, b, samples};
-  const float inverse = float(1.0 / tau), times = float(factor);
-  const Scaling scaling{scales, shifts};
-  if (kind == 0)
-    return through(static_cast<const float*>(grad), static_cast<const float*>(x), static_cast<const float*>(w), logits,
-                   seed, rows, n, k, inverse, times, scaling, out, threads);
-  through(static_cast<const uint16_t*>(grad), static_cast<const uint16_t*>(x), static_cast<const uint16_t*>(w), logits,
-          seed, rows, n, k, inverse, times, scaling, out, threads);
+  in_large_pages(out, n * k * 4);
+  of_kind(grad, x, w, kind, logits, seed, rows, n, k, tau, factor, Scaling{scales, shifts}, Stored{out}, threads);
+}
+
+void straight_through_step(const void* grad, const void* x, const void* w, int64_t kind, int64_t sampled, uint64_t seed,
+                           const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,
+                           double factor, const float* scales, const float* shifts, float* scores, float* momenta,
+                           double rate, double momentum, double weight_decay, double dampening, int64_t nesterov,
+                           int64_t maximize, int64_t first_step, int64_t threads) {
+  const Rows rows{starts, b, samples};
+  const Sgd sgd(rate, momentum, weight_decay, dampening, nesterov, maximize, first_step);
+  of_kind(grad, x, w, kind, sampled != 0 ? scores : nullptr, seed, rows, n, k, tau, factor, Scaling{scales, shifts},
+          Stepped{scores, momenta, sgd}, threads);
 }
 
 }  // namespace FASTMASK_ISA

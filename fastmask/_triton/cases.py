@@ -137,8 +137,29 @@ def _learned() -> Iterator[Case]:
         taught = (rows, rows, w, scores, bits, None, seed, "gumbel", 1.0, "zero", False, _SCORES)
         yield _forward(dtype, "gumbel-B64", drawn)
         yield _backward(dtype, "gumbel-ds", taught)
+        lr = torch.tensor(0.1)
+        sgd = (lr, 0.9, 0.1, 0.0, True, False, False)
+        stepped = (
+            rows,
+            rows,
+            w,
+            scores,
+            bits,
+            scores,
+            None,
+            seed,
+            "gumbel",
+            1.0,
+            "zero",
+            False,
+            *sgd,
+        )
+        yield _stepped(dtype, "gumbel", stepped)
         if dtype == torch.float16:
             continue
+        plain = (lr, 0.0, 0.0, 0.0, False, False, False)
+        of_bits = (rows, rows, w, scores, bits, None, None, None, "threshold", 1.0, "zero", True)
+        yield _stepped(dtype, "threshold-scale", (*of_bits, *plain))
         yield _forward(dtype, "gumbel-B1", (x[:1], *drawn[1:]))
         flipped = (x, w, scores, b, None, None, "threshold", 1, 0.5, None, "flip", False)
         yield _forward(dtype, "threshold-flip-B64", flipped)
@@ -147,11 +168,14 @@ def _learned() -> Iterator[Case]:
         four, groups = bits.expand(4, -1), torch.arange(64) % 4
         named = (x, x, w, scores, four, groups, seed, "gumbel", 1.0, "zero", False, _SCORES)
         yield _backward(dtype, "gumbel-groups-ds", named)
+        yield _stepped(dtype, "gumbel-groups", (*named[:5], scores, *named[5:-1], *sgd))
         # Rows of 255 do not start with a Philox call.
         x, w, grad = (torch.zeros(n, dtype=dtype) for n in ((64, 255), (256, 255), (64, 256)))
         odd = (torch.zeros(256, 255), bits[:, : 255 * 32])
         odd_ones = (grad, x, w, *odd, None, seed, "gumbel", 0.5, "flip", False, _SCORES)
         yield _backward(dtype, "gumbel-flip-odd-ds", odd_ones)
+        held = torch.zeros(256, 255)
+        yield _stepped(dtype, "gumbel-flip-odd", (*odd_ones[:5], held, *odd_ones[5:-1], *sgd))
 
 
 def _weight() -> Iterator[Case]:
@@ -170,6 +194,10 @@ def _forward(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:
 
 def _backward(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:
     return Case("learned_linear", f"{_name(dtype)}-{what}", "learned_linear_grad", arguments)
+
+
+def _stepped(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:
+    return Case("learned_linear_step_", f"{_name(dtype)}-{what}", "learned_linear_step_", arguments)
 
 
 def _bytes(numel: int) -> Tensor:

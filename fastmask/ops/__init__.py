@@ -3,6 +3,7 @@
 from fastmask.ops.compressed_linear.op import compress, compressed_linear, decompress
 from fastmask.ops.learned_conv2d.op import learned_conv2d
 from fastmask.ops.learned_linear.op import learned_linear
+from fastmask.ops.learned_linear_step_.op import learned_linear_step_
 from fastmask.ops.learned_weight.op import learned_weight
 from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_conv2d.op import masked_conv2d
@@ -23,6 +24,7 @@ __all__ = [
     "draw_seed",
     "learned_conv2d",
     "learned_linear",
+    "learned_linear_step_",
     "learned_weight",
     "masked_adamw_",
     "masked_conv2d",

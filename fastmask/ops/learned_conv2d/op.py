@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.learned_linear.op import learned_options
@@ -82,6 +82,7 @@ def learned_conv2d(
     )
     checked = learned_options(weight, scores, method, seed, samples, tau, mu, density, off, scale)
     _checks.images(images, samples, "samples")
+    _stepping.step_of(scores, cast.dtype)
     # Only sampled bits take a seed: the others must not advance torch's generator.
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     options = (*checked, backend)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.masked_linear.op import linear_operands, linear_shapes
@@ -89,8 +89,9 @@ def learned_linear(
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     flat_groups = None if groups is None else groups.reshape(-1)
+    step = _stepping.step_of(scores, x.dtype)
     options = (*checked, backend)
-    out, _ = _LearnedLinear.apply(rows, weight, scores, bias, flat_groups, key, options)
+    out, _ = _LearnedLinear.apply(rows, weight, scores, bias, flat_groups, key, options, step)
     return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
 
 
@@ -177,6 +178,7 @@ class _LearnedLinear(torch.autograd.Function):
         groups: Tensor | None,
         seed: Tensor | None,
         options: tuple[Any, ...],
+        step: _stepping.ScoreStep | None,
     ) -> tuple[Tensor, Tensor]:
         method, samples, _, *rest = options
         return torch.ops.fastmask.learned_linear(
@@ -185,22 +187,57 @@ class _LearnedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        x, weight, scores, _, groups, seed, ctx.options = inputs
+        x, weight, scores, _, groups, seed, ctx.options, ctx.step = inputs
         needs_x = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        if ctx.step is not None:
+            ctx.scores, ctx.version = scores, scores._version
         # The bits are kept: 1/32 of the scores' bytes, against drawing or sorting again.
         ctx.save_for_backward(x if needs_x else None, weight, scores, output[1], groups, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        wanted = list(ctx.needs_input_grad[:4])
+        steps = ctx.step is not None and wanted[2] and _steps(ctx)
         x, weight, scores, active, groups, seed = ctx.saved_tensors
         method, _, tau, _, _, off, rescale, backend = ctx.options
-        wanted = list(ctx.needs_input_grad[:4])
+        wanted[2] = wanted[2] and not steps
+        taught = (groups, seed, method, tau, off, rescale)
         grads = torch.ops.fastmask.learned_linear_grad(
-            grad, x, weight, scores, active, groups, seed, method, tau, off, rescale, wanted, backend
-        )  # fmt: skip
+            grad, x, weight, scores, active, *taught, wanted, backend
+        )
+        if steps:
+            _defer(ctx, (grad, x, weight, ctx.scores), active, taught, backend)
         asked = (g if want else None for g, want in zip(grads, wanted, strict=True))
-        return *asked, None, None, None
+        return *asked, None, None, None, None
+
+
+def _steps(ctx: Any) -> bool:
+    """Whether this backward is to step the scores, rather than to return their gradient."""
+    found: bool = ctx.step.wanted_by(ctx.next_functions[2][0], ctx.scores, ctx.version)
+    return found
+
+
+def _defer(
+    ctx: Any,
+    tensors: tuple[Tensor, ...],
+    active: Tensor,
+    taught: tuple[Any, ...],
+    backend: str,
+) -> None:
+    """Hand over how to step the scores themselves, which a saved tensor may be a copy of."""
+
+    def gradient() -> Tensor:
+        wanted = [False, False, True, False]
+        call = torch.ops.fastmask.learned_linear_grad
+        return call(*tensors, active, *taught, wanted, backend)[2]
+
+    def step(momenta: Tensor | None, *numbers: Any) -> None:
+        call = torch.ops.fastmask.learned_linear_step_
+        call(*tensors, active, momenta, *taught, *numbers, backend)
+
+    node = ctx.next_functions[2][0]
+    ctx.step.defer(node, ctx.scores, _stepping.Deferred(gradient, step))
 
 
 def _forward(

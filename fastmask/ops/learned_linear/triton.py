@@ -3,7 +3,8 @@
     forward       bits of a tile of scores, at once selecting the tile of W and stored, 1 bit an entry
     grad input    masked_linear's, from the stored bits
     grad scores   (dY^T X) * (W - off) * s (1 - s) / tau, summed over samples in registers: neither dL/dW'
-                  nor W * M, noise or a dense mask is ever in memory
+                  nor W * M, noise or a dense mask is ever in memory; in learned_linear_step_ it steps the
+                  scores from there, each program those of its tile, and is not in memory either
 
 Drawing within the forward suits one mask and rows that fit one tile: each entry is then drawn by one program.
 More tiles, samples or groups would draw an entry in each of them, so that `sample_mask` draws once and
@@ -12,13 +13,15 @@ masked_linear multiplies. The gradient of float64 scores is the reference's.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from fastmask._triton import bits as packed
-from fastmask._triton import launch, philox, tiles
+from fastmask._triton import launch, philox, sgd, tiles
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops.learned_linear import reference
 from fastmask.ops.masked_linear import triton as masked
@@ -84,10 +87,11 @@ def _drawn(
 @triton.jit
 def _grad_scores(
     grad_ptr, x_ptr, weight_ptr, scores_ptr, seed_ptr, scale_ptr, through_ptr, out_ptr,
-    ends_ptr, order_ptr,
-    rate, per, N, K, samples,
+    ends_ptr, order_ptr, buf_ptr, lr_ptr,
+    rate, per, N, K, samples, lr, momentum, weight_decay, undamped,
     ROWS: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
     QUADS: tl.constexpr, UNIT: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
+    STEP: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr, FIRST: tl.constexpr,
 ):  # fmt: skip
     n = tiles.columns(BN, WIDE)
     left = tl.program_id(1) * BK
@@ -120,6 +124,28 @@ def _grad_scores(
                 k24 = philox.own24(seed, element, sample, 0, WIDE)
             sums *= philox.slope(logits, k24, rate, UNIT)
         total += sums
+    if STEP:
+        held = None
+        if buf_ptr is not None:
+            held = total
+            if not FIRST:
+                held = tl.load(buf_ptr + element, mask=inside, other=0.0)
+        theta = tl.load(scores_ptr + element, mask=inside, other=0.0)
+        total, buf = sgd.stepped(
+            theta,
+            total,
+            held,
+            lr_ptr,
+            lr,
+            momentum,
+            weight_decay,
+            undamped,
+            NESTEROV,
+            MAXIMIZE,
+            FIRST,
+        )
+        if buf_ptr is not None:
+            tl.store(buf_ptr + element, buf, mask=inside)
     tl.store(out_ptr + element, total, mask=inside)
 
 
@@ -245,7 +271,9 @@ def learned_linear_grad(
         through = None
         if a is not None and inner is not None:
             through = a * a * inner / (2 * max(numel, 1))
-        dscores = _teach(grad, x, weight, scores, groups, seed, len(active), tau, flip, a, through)
+        out = torch.empty(scores.shape, dtype=scores.dtype, device=scores.device)
+        _teach(grad, x, weight, scores, groups, seed, len(active), tau, flip, a, through, out)
+        dscores = out
     return dx, dw, dscores, dbias
 
 
@@ -261,22 +289,34 @@ def _teach(
     flip: bool,
     a: Tensor | None,
     through: Tensor | None,
-) -> Tensor:
-    """dL/dscores, the straight-through rule applied to each tile of dY^T X."""
+    out: Tensor,
+    momenta: Tensor | None = None,
+    numbers: tuple[Any, ...] | None = None,
+) -> None:
+    """The straight-through rule applied to each tile of dY^T X: dL/dscores into out, or a step of scores.
+
+    `numbers` are those of a step: lr, momentum, weight_decay, dampening, nesterov, maximize, first; out is
+    then the scores, contiguous like momenta. It is launched once and never tuned: what writes where it reads
+    is not run to see how long it takes.
+    """
     (B, N), K = grad.shape, x.shape[1]
     grad, x, weight, scores = (t.contiguous() for t in (grad, x, weight, scores))
-    out = torch.empty((N, K), dtype=scores.dtype, device=scores.device)
     if out.numel() == 0:
-        return out
+        return
     rows, stages = (16, 1) if grad.dtype == torch.float32 else (32, 3)
     block = 64
     cut = tiles.cut(groups, samples, B, rows)
+    lr, momentum, decay, dampening, nesterov, maximize, first = numbers or (0.0,) * 4 + (False,) * 3
+    on_device = isinstance(lr, Tensor)
     with launch.on(grad):
         _grad_scores[(triton.cdiv(N, block), triton.cdiv(K, block))](
             grad, x, weight, scores, seed, a, through, out, cut.ends, cut.order,
+            momenta, lr if on_device else None,
             1.0 / tau, cut.per, N, K, samples,
+            0.0 if on_device else float(lr), float(momentum), float(decay) if decay != 0 else None,
+            float(1 - dampening),
             ROWS=rows, BN=block, BK=block, PRECISION=tiles.precision(grad.dtype),
             QUADS=K % 4 == 0, UNIT=tau == 1.0, FLIP=flip, WIDE=launch.wide(out.numel()),
+            STEP=numbers is not None, NESTEROV=nesterov, MAXIMIZE=maximize, FIRST=first,
             num_warps=4, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
-    return out

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.learned_linear.op import learned_options
@@ -64,6 +64,7 @@ def learned_weight(
     if weight.dim() == 0:
         raise ValueError("weight: expected at least one dimension, got a 0-d tensor")
     checked = learned_options(weight, scores, method, seed, samples, tau, mu, density, off, scale)
+    _stepping.step_of(scores, weight.dtype)
     # Only sampled bits take a seed: the others must not advance torch's generator.
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     out, _ = _LearnedWeight.apply(weight, scores, key, (*checked, backend))

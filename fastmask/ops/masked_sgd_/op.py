@@ -60,13 +60,7 @@ def masked_sgd_(
     _lists.alike("grads", grads, params)
     bits = _lists.frozen_bits(frozen, params)
     rate = _lists.number_or_tensor("lr", lr)
-    momentum = _checks.finite("momentum", momentum)
-    weight_decay = _checks.finite("weight_decay", weight_decay)
-    dampening = _checks.finite("dampening", dampening)
-    if nesterov and (momentum <= 0 or dampening != 0):
-        raise ValueError(
-            f"nesterov: expected momentum > 0 and dampening 0 with it, got {momentum} and {dampening}"
-        )
+    numbers = sgd_numbers(momentum, weight_decay, dampening, nesterov, maximize, first)
     if momentum != 0:
         _lists.alike("momenta", () if momenta is None else momenta, params)
         _lists.writable("momenta", momenta or ())
@@ -79,14 +73,28 @@ def masked_sgd_(
             list(momenta or ()) if momentum != 0 else [],
             bits,
             rate,
-            momentum,
-            weight_decay,
-            dampening,
-            nesterov,
-            maximize,
-            first,
+            *numbers,
             backend,
         )
+
+
+def sgd_numbers(
+    momentum: float,
+    weight_decay: float,
+    dampening: float,
+    nesterov: bool,
+    maximize: bool,
+    first: bool,
+) -> tuple[float, float, float, bool, bool, bool]:
+    """Return the numbers of a step, or raise where one is not finite or nesterov does not fit."""
+    momentum = _checks.finite("momentum", momentum)
+    weight_decay = _checks.finite("weight_decay", weight_decay)
+    dampening = _checks.finite("dampening", dampening)
+    if nesterov and (momentum <= 0 or dampening != 0):
+        raise ValueError(
+            f"nesterov: expected momentum > 0 and dampening 0 with it, got {momentum} and {dampening}"
+        )
+    return momentum, weight_decay, dampening, nesterov, maximize, first
 
 
 def _implementation(

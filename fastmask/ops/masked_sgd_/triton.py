@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask._triton import bits as packed
-from fastmask._triton import launch
+from fastmask._triton import launch, sgd
 from fastmask.ops._tables import written_back
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -41,32 +41,21 @@ def _step(
     element = at[:, None] * 8 + tl.arange(0, 8)[None, :]
     in_n = element < n
     theta = tl.load(param_ptr + element, mask=in_n, other=0.0)
-    kind = theta.dtype
     g = tl.load(grad_ptr + element, mask=in_n, other=0.0).to(tl.float32)
-    if MAXIMIZE:
-        g = -g
-    if weight_decay is not None:
-        g += weight_decay * theta.to(tl.float32)
-    if lr_ptr is not None:
-        lr = tl.load(lr_ptr).to(tl.float32)
     if frozen_ptr is not None:
         frozen = packed.expand(tl.load(frozen_ptr + at, mask=at * 8 < n, other=0))
-    step = g
+    held = None
     if buf_ptr is not None:
-        if FIRST:
-            buf = g
-            held = tl.zeros_like(g).to(kind)
-        else:
+        held = tl.zeros_like(theta)
+        if not FIRST:
             held = tl.load(buf_ptr + element, mask=in_n, other=0.0)
-            buf = momentum * held.to(tl.float32) + undamped * g
-        step = buf
-        if NESTEROV:
-            step = g + momentum * buf
-        buf = buf.to(kind)
+    moved, buf = sgd.stepped(
+        theta, g, held, lr_ptr, lr, momentum, weight_decay, undamped, NESTEROV, MAXIMIZE, FIRST
+    )
+    if buf_ptr is not None:
         if frozen_ptr is not None:
             buf = tl.where(frozen, held, buf)
         tl.store(buf_ptr + element, buf, mask=in_n)
-    moved = (theta.to(tl.float32) - lr * step).to(kind)
     if frozen_ptr is not None:
         moved = tl.where(frozen, theta, moved)
     tl.store(param_ptr + element, moved, mask=in_n)
