@@ -308,6 +308,8 @@ def _teach(
     cut = tiles.cut(groups, samples, B, rows)
     lr, momentum, decay, dampening, nesterov, maximize, first = numbers or (0.0,) * 4 + (False,) * 3
     on_device = isinstance(lr, Tensor)
+    # A step needs more registers than 4 warps have where rows name their masks or noise is drawn one by one.
+    warps = 8 if numbers is not None and (groups is not None or K % 4 != 0) else 4
     with launch.on(grad):
         _grad_scores[(triton.cdiv(N, block), triton.cdiv(K, block))](
             grad, x, weight, scores, seed, a, through, out, cut.ends, cut.order,
@@ -318,5 +320,5 @@ def _teach(
             ROWS=rows, BN=block, BK=block, PRECISION=tiles.precision(grad.dtype),
             QUADS=K % 4 == 0, UNIT=tau == 1.0, FLIP=flip, WIDE=launch.wide(out.numel()),
             STEP=numbers is not None, NESTEROV=nesterov, MAXIMIZE=maximize, FIRST=first,
-            num_warps=4, num_stages=stages, enable_fp_fusion=True,
+            num_warps=warps, num_stages=stages, enable_fp_fusion=True,
         )  # fmt: skip
