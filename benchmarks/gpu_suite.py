@@ -12,9 +12,10 @@ pybind11, ninja, safetensors) may lie as wheels in a folder. Stages, each with a
     racecheck   the same, for races in shared memory
     benchmarks  cases by importance until the time is over; what was left out is named in log.txt
 
-The four in the middle share the device; benchmarks run alone. Writes results.csv, results.md,
-results-roofline.png and .svg, summary.md and log.txt. Ends with 1 where anything was wrong. `--dry-run` takes
-the CPU and tiny shapes through the same stages.
+The four in the middle share the device; benchmarks run alone. Each stage is a program of its own: what one
+of them breaks is broken for it alone, and benchmarks go on behind the case that ended them. Writes
+results.csv, results.md, results-roofline.png and .svg, summary.md (after each stage) and log.txt. Ends with 1
+where anything was wrong. `--dry-run` takes the CPU and tiny shapes through the same stages.
 """
 
 from __future__ import annotations
@@ -22,12 +23,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,10 +38,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GOOD, WRONG, LEFT = "ok", "WRONG", "left out"
+# A line of the benchmarks' log for the suite, and how much of a log is kept from each end.
+MARK, KEPT = "@ ", 500_000
 # Names of sets and ops by what a first look at a device wants to know; the rest follows.
 PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     # op, set of shapes, dtypes, torch.compile too
-    ("masked_linear", "4096x11008x1,4096x11008x16,4096x11008x256", ("bfloat16",), True),
     ("masked_linear", "default", ("bfloat16",), False),
     ("sample_mask", "default", (), False),
     ("masked_adamw_", "default", (), False),
@@ -51,6 +55,8 @@ PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     ("popcount", "default", (), False),
     ("restore_frozen_", "default", (), False),
     ("masked_conv2d", "default", ("bfloat16",), False),
+    # Tuning what it compiles takes torch.compile a good part of a minute a case.
+    ("masked_linear", "4096x11008x16,4096x11008x256,4096x11008x1", ("bfloat16",), True),
     ("masked_linear", "default", ("float32",), False),
     ("learned_conv2d", "default", ("bfloat16",), False),
     ("learned_weight", "default", ("bfloat16",), False),
@@ -83,6 +89,8 @@ class Suite:
     ends: float
     dry: bool
     env: dict[str, str]
+    where: str = ""
+    began: float = field(default_factory=time.monotonic)
     stages: list[Stage] = field(default_factory=list)
 
     def left(self) -> float:
@@ -90,13 +98,17 @@ class Suite:
         return self.ends - time.monotonic()
 
     def note(self, stage: Stage) -> None:
-        """Keep and print a stage."""
+        """Keep and print a stage; what is known so far is written, should this program be ended."""
         self.stages.append(stage)
+        (self.out / "summary.md").write_text(summary(self))
         print(f"{stage.name:12}{stage.state:10}{stage.seconds:6.1f} s  {stage.said}", flush=True)
 
-    def start(self, log: str, *words: str, under: Sequence[str] = ()) -> Running:
+    def start(
+        self, log: str, *words: str, under: Sequence[str] = (), env: dict[str, str] | None = None
+    ) -> Running:
         """Start Python on a program of this checkout, perhaps under another; its output is a log."""
-        return Running([*under, sys.executable, *words], self.out / f"{log}.log", self.env)
+        with_more = {**self.env, **(env or {})}
+        return Running([*under, sys.executable, *words], self.out / f"{log}.log", with_more)
 
 
 class Running:
@@ -158,12 +170,17 @@ def check(suite: Suite) -> None:
             why = "no GPU here" if suite.dry else "no compute-sanitizer here"
             suite.note(Stage(tool, LEFT, why))
             continue
-        under = (sanitizer, "--tool", tool, "--error-exitcode", "99", "--print-limit", "20")
-        running[tool] = suite.start(tool, program, "--verify-only", "--sets", "small", under=under)
+        # What torch tries of the driver, and finds that it lacks, is no error of a kernel.
+        under = (sanitizer, "--tool", tool, "--error-exitcode", "99", "--print-limit", "100",
+                 "--report-api-errors", "no")  # fmt: skip
+        # Tensors side by side in one block of torch's would hide what is read behind their ends.
+        env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
+        words = (program, "--verify-only", "--sets", "small")
+        running[tool] = suite.start(tool, *words, under=under, env=env)
     until = time.monotonic() + min(270.0, suite.left() - 120)
     for name, each in running.items():
         status, said = each.end(until - time.monotonic())
-        judge = judged_sanitizer if name in ("memcheck", "racecheck") else judged
+        judge = {"verify": judged, "tests": judged_tests}.get(name, judged_sanitizer)
         suite.note(Stage(name, *judge(status, said), each.seconds))
 
 
@@ -177,14 +194,34 @@ def judged(status: int, said: str) -> tuple[str, str]:
     return GOOD if status == 0 else WRONG, _last(said, status)
 
 
+def judged_tests(status: int, said: str) -> tuple[str, str]:
+    """The same of pytest, which is content where everything is skipped."""
+    state, sentence = judged(status, said)
+    if state == GOOD and (
+        "needs a CUDA device" in said or not re.search(r"\b\d+ passed", sentence)
+    ):
+        return WRONG, f"not run on the device: {sentence}"
+    return state, sentence
+
+
 def judged_sanitizer(status: int, said: str) -> tuple[str, str]:
-    """The same of compute-sanitizer, which some machines do not let read the device."""
+    """The same of compute-sanitizer, which some machines do not let read the device.
+
+    Other libraries' kernels run under it too: what it finds in theirs is named and is not our error.
+    """
     found = [line.strip("= ") for line in said.splitlines() if "SUMMARY:" in line]
+    places = set(re.findall(r"\b(?:at|by|in) (?:kernel )?([^\n]+?)(?:\+0x|\(.*\)\+0x)", said))
+    ours = sorted(place for place in places if "fastmask" in place or re.match(r"_\w+$", place))
     if "Device not supported" in said:
         return LEFT, "this machine does not let it read the device"
-    if status == -1:
+    if status == -1 and not ours:
         return LEFT, "not through within its time"
-    return GOOD if status == 0 and found else WRONG, found[-1] if found else _last(said, status)
+    sentence = found[-1] if found else _last(said, status)
+    if ours:
+        return WRONG, f"{sentence}, in {', '.join(ours)}"
+    if status == 99 and places:
+        return GOOD, f"{sentence}, none of them in these kernels: {', '.join(sorted(places))[:200]}"
+    return GOOD if status == 0 and found else WRONG, sentence
 
 
 def test_words(suite: Suite) -> list[str]:
@@ -197,7 +234,9 @@ def test_words(suite: Suite) -> list[str]:
     many = importlib.util.find_spec("xdist") is not None and not suite.dry
     return [
         "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short",
-        *(("-n", "12", "--dist", "worksteal") if many else ()),
+        # A device that a kernel broke fails all tests that come after, which say nothing.
+        "--maxfail", "60",
+        *(("-n", "12", "--dist", "loadgroup") if many else ()),
         *(("tests/ops/test_popcount.py",) if suite.dry else ("-k", "device- or test_devices", "tests/ops")),
     ]  # fmt: skip
 
@@ -221,16 +260,30 @@ def verify_only(sets: str, dry: bool) -> int:
         passed_by |= set(refused)
         if not names:
             continue
-        contest = case.prepare()
         for name in names:
             try:
-                checked += len(list(harness.verified(case, contest, [name])))
-            except (AssertionError, RuntimeError) as error:
-                wrong.append(f"{case} on {name}: {error}")
+                checked += len(list(harness.verified(case, case.prepare(), [name])))
+            except Exception as error:  # a compiler's too
+                wrong.append(f"{case} on {name}: {type(error).__name__}: {error}")
+        if wrong and broken(device):
+            wrong.append("nothing runs on the device any more: the rest was not checked")
+            break
     for sentence in (*sorted(passed_by), *wrong):
         print(sentence)
-    print(f"{checked} checks, {len(wrong)} wrong" + (f", first {wrong[0]}" if wrong else ""))
-    return len(wrong)
+    first = f", first {' '.join(wrong[0].split())[:300]}" if wrong else ""
+    print(f"{checked} checks, {len(wrong)} wrong{first}")
+    return len(wrong) or int(checked == 0)
+
+
+def broken(device: object) -> bool:
+    """Whether a kernel has left the device unusable for this process."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()  # type: ignore[call-overload]
+    except RuntimeError:
+        return True
+    return False
 
 
 def planned(dry: bool) -> Iterator[tuple[object, object]]:
@@ -250,44 +303,83 @@ def planned(dry: bool) -> Iterator[tuple[object, object]]:
             limit=0.2 if dry else 1.5,
         )
         for case in harness.cases(op, setup):
-            if str(case) not in seen:
-                seen.add(str(case))
+            if f"{case} {setup.compiled}" not in seen:
+                seen.add(f"{case} {setup.compiled}")
                 yield case, setup
+
+
+def bench_only(table: Path, first: int, until: float, dry: bool) -> int:
+    """Cases from one on, in their order until the time is over; 3 where the device is broken then."""
+    from fastmask._benchmarks import harness
+
+    for i, (case, setup) in enumerate(planned(dry)):
+        if i < first:
+            continue
+        outcome = harness.Outcome()
+        print(MARK + json.dumps({"next": i + 1, "case": str(case)}), flush=True)
+        harness.run([case], setup, _say, until, table, outcome)  # type: ignore[list-item,arg-type]
+        if outcome.wrong or outcome.left_out:
+            print(MARK + json.dumps({"wrong": outcome.wrong, "left": outcome.left_out}), flush=True)
+        if outcome.wrong and broken(setup.device):  # type: ignore[attr-defined]
+            return 3
+    return 0
+
+
+def _say(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def benchmark(suite: Suite) -> None:
     """Cases in their order until the time is over, then the table and the figure."""
-    from fastmask._benchmarks import figures, harness
+    from fastmask._benchmarks import figures
 
     began, table = time.monotonic(), suite.out / "results.csv"
     table.unlink(missing_ok=True)
-    outcome = harness.Outcome()
-    with (suite.out / "benchmarks.log").open("w") as log:
-
-        def say(sentence: str) -> None:
-            print(sentence, flush=True)
-            log.write(sentence + "\n")
-
-        for case, setup in planned(suite.dry):
-            harness.run([case], setup, say, suite.ends - 15, table, outcome)  # type: ignore[list-item,arg-type]
-        for case in outcome.left_out:
-            log.write(f"left out: {case}\n")
-    found = outcome.rows
-    said = f"{len(found)} rows, {len(outcome.wrong)} wrong, {len(outcome.left_out)} cases left out"
+    dry = ("--dry-run",) if suite.dry else ()
+    first, wrong, left = 0, [], []
+    while True:
+        words = (
+            "--bench-from",
+            str(first),
+            "--until",
+            str(suite.ends - 20),
+            "--out",
+            str(suite.out),
+        )
+        running = suite.start(f"benchmarks-{first}", str(Path(__file__)), *words, *dry)
+        status, said = running.end(suite.left() - 8)
+        print(said, flush=True)
+        marks = [
+            json.loads(line[len(MARK) :]) for line in said.splitlines() if line.startswith(MARK)
+        ]
+        wrong += [each for mark in marks for each in mark.get("wrong", ())]
+        left += [each for mark in marks for each in mark.get("left", ())]
+        begun = [mark for mark in marks if "next" in mark]
+        if status == -1 and begun:
+            left.append(begun[-1]["case"] + " and what follows")
+        elif status not in (0, 3):
+            wrong.append(f"{begun[-1]['case'] if begun else 'the start'}: {_last(said, status)}")
+        if status in (0, -1) or not begun or suite.left() < 40:
+            break
+        first = begun[-1]["next"]
+    said = f"{len(wrong)} wrong, {len(left)} cases left out"
+    found = figures.read(table) if table.exists() else []
     if found:
         drawn = figures.write(table, suite.out)
         said += "" if len(drawn) > 1 else "; no figure: matplotlib is not installed"
-    state = WRONG if outcome.wrong or not found else GOOD
+    said = f"{len(found)} rows, {said}" + (
+        f", first {' '.join(wrong[0].split())[:300]}" if wrong else ""
+    )
+    state = WRONG if wrong or not found else GOOD
     suite.note(Stage("benchmarks", state, said, time.monotonic() - began))
 
 
-def summary(suite: Suite, began: float) -> str:
+def summary(suite: Suite) -> str:
     """The stages as a markdown table."""
     import torch
 
-    where = "the CPU, dry" if suite.dry else torch.cuda.get_device_name()
     lines = [
-        f"# {where}, torch {torch.__version__}",
+        f"# {suite.where}, torch {torch.__version__}",
         "",
         "| stage | | seconds | |",
         "| --- | --- | --- | --- |",
@@ -296,9 +388,14 @@ def summary(suite: Suite, began: float) -> str:
             for s in suite.stages
         ),
         "",
-        f"{time.monotonic() - began:.0f} s in all.",
+        f"{time.monotonic() - suite.began:.0f} s in all.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _ends(text: str) -> str:
+    """A log, without its middle where it is long."""
+    return text if len(text) <= 2 * KEPT else f"{text[:KEPT]}\n[...]\n{text[-KEPT:]}"
 
 
 def _install(wheels: Path, where: Path) -> None:
@@ -320,16 +417,21 @@ def main() -> int:
     parser.add_argument("--no-build", action="store_true", help="the extensions are there")
     parser.add_argument("--verify-only", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--sets", default="small", help=argparse.SUPPRESS)
+    parser.add_argument("--bench-from", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.verify_only:
         return 1 if verify_only(given.sets, given.dry_run) else 0
     began = time.monotonic()
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
+    if given.bench_from is not None:
+        return bench_only(out / "results.csv", given.bench_from, given.until, given.dry_run)
+    wheels = tempfile.TemporaryDirectory()
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     if given.wheels:
-        _install(given.wheels.absolute(), out / ".wheels")
-        paths.insert(1, str(out / ".wheels"))
+        _install(given.wheels.absolute(), Path(wheels.name))
+        paths.insert(1, wheels.name)
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
     sys.path[:0] = [str(ROOT), *paths[1:-1]]
     import torch
@@ -342,19 +444,19 @@ def main() -> int:
     if not given.dry_run:
         major, minor = torch.cuda.get_device_capability()
         env.setdefault("FASTMASK_CUDA_ARCHS", f"{major}{minor}" + "a" * (major == 9))
-    suite = Suite(out, began + 60 * given.minutes, given.dry_run, env)
-    if not given.no_build:
-        build(suite)
-    check(suite)
-    benchmark(suite)
-    shutil.rmtree(out / ".wheels", ignore_errors=True)
-    text = summary(suite, began)
-    (out / "summary.md").write_text(text)
+    where = "the CPU, dry" if given.dry_run else torch.cuda.get_device_name()
+    suite = Suite(out, began + 60 * given.minutes, given.dry_run, env, where, began)
+    stages = (*(() if given.no_build else (build,)), check, benchmark)
+    for stage in stages:
+        try:
+            stage(suite)
+        except Exception as error:  # what was found before is worth more than this program's end
+            suite.note(Stage(stage.__name__, WRONG, f"{type(error).__name__}: {error}"))
     logs = sorted(out.glob("*.log"))
-    (out / "log.txt").write_text("".join(f"==== {p.stem}\n{p.read_text()}\n" for p in logs))
+    (out / "log.txt").write_text("".join(f"==== {p.stem}\n{_ends(p.read_text())}\n" for p in logs))
     for log in logs:
         log.unlink()
-    print(text)
+    print(summary(suite))
     return 1 if any(stage.state == WRONG for stage in suite.stages) else 0
 
 

@@ -298,8 +298,8 @@ def run(
             outcome.left_out.append(f"{case} (out of memory)")
             say(f"left out: {case}: {str(error).splitlines()[0]}")
             continue
-        except RuntimeError as error:
-            outcome.wrong.append(f"{case}: {type(error).__name__}: {str(error).splitlines()[0]}")
+        except Exception as error:  # the kernels' compiler has kinds of its own
+            outcome.wrong.append(f"{case}: {type(error).__name__}: {_first_line(error)}")
             say(f"WRONG, not timed: {outcome.wrong[-1]}")
             continue
         outcome.rows += rows
@@ -308,6 +308,10 @@ def run(
         if table is not None:
             append(table, rows)
     return outcome
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def line(row: Row) -> str:

@@ -107,7 +107,7 @@ def _captured(contestant: Contestant, calls: int) -> Callable[[], object] | None
         torch.cuda.synchronize()
         with torch.cuda.graph(graph):
             _called(contestant, calls)
-    except RuntimeError:
+    except Exception:
         torch.cuda.synchronize()
         # A capture that broke off leaves the generator waiting for its end: it takes a fresh state.
         ours = torch.cuda.default_generators[torch.cuda.current_device()]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,51 @@ def test_what_the_gpu_suite_takes_for_wrong() -> None:
     assert it.judged_sanitizer(1, "Error: Device not supported\n")[0] == it.LEFT
     assert it.judged_sanitizer(-1, "")[0] == it.LEFT
     assert it.judged_sanitizer(0, "nothing was run")[0] == it.WRONG
+    theirs, ours = (
+        "Invalid read\n==  at void at::native::copy<int>(T1)+0x40\n",
+        "== at _few+0x1f0\n",
+    )
+    found = theirs + "== ERROR SUMMARY: 2 errors\n"
+    assert it.judged_sanitizer(99, found)[0] == it.GOOD
+    assert it.judged_sanitizer(99, ours + found)[0] == it.WRONG
+    cpp = (
+        "== Race between Write access at fastmask::(anonymous namespace)::few<float>(T1)+0x40 and\n"
+    )
+    assert it.judged_sanitizer(99, cpp + found)[0] == it.WRONG
+    assert it.judged_tests(0, "2300 passed in 60 s")[0] == it.GOOD
+    assert it.judged_tests(0, "2300 skipped in 60 s")[0] == it.WRONG
+    assert it.judged_tests(0, "SKIPPED [5] needs a CUDA device\n3 passed in 1 s")[0] == it.WRONG
+
+
+def test_the_gpu_suite_goes_on_behind_a_case_that_ended_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from fastmask._benchmarks import gpu_suite as it
+
+    ends = {
+        "0": (3, '@ {"next": 1, "case": "a"}\n@ {"wrong": ["a: off by one"], "left": []}'),
+        "1": (-11, '@ {"next": 2, "case": "b"}\n@ {"next": 3, "case": "c"}'),
+        "3": (-1, '@ {"next": 4, "case": "d"}'),
+    }
+    begun: list[str] = []
+
+    class Ended:
+        def __init__(
+            self, _: object, log: str, program: str, option: str, first: str, *__: str
+        ) -> None:
+            begun.append(first)
+
+        def end(self, _: float) -> tuple[int, str]:
+            return ends[begun[-1]]
+
+    monkeypatch.setattr(it.Suite, "start", lambda *words: Ended(*words))
+    suite = it.Suite(tmp_path, time.monotonic() + 500, True, {})
+    it.benchmark(suite)
+    assert begun == ["0", "1", "3"]
+    (stage,) = suite.stages
+    assert stage.state == it.WRONG and stage.said.startswith("0 rows, 2 wrong, 1 cases left out")
+    assert "off by one" in stage.said
+    assert "| benchmarks | WRONG |" in (tmp_path / "summary.md").read_text()
 
 
 def test_every_entry_of_the_gpu_plan_has_cases() -> None:

@@ -115,7 +115,8 @@ def writable(name: str, tensors: Sequence[Tensor]) -> None:
 def number_or_tensor(name: str, value: float | Tensor) -> Tensor:
     """Return a number or a 1-element tensor as a 0-d tensor; a number as float64 on the CPU."""
     if not isinstance(value, Tensor):
-        return torch.tensor(_checks.finite(name, value), dtype=torch.float64)
+        # On the CPU whatever the default device is: elsewhere each step would copy it there and wait.
+        return torch.tensor(_checks.finite(name, value), dtype=torch.float64, device="cpu")
     if value.numel() != 1 or not value.is_floating_point():
         raise ValueError(
             f"{name}: expected a number or a floating tensor of 1 element, got {value.dtype} of shape "

@@ -30,6 +30,8 @@ ROOMS = Path(_backend.__file__).parent / "ops"
 SEED = 2**63 + 12345
 # Above 2^31 elements on a GPU; half a gigabyte of bits and some for what ops make besides must be free.
 FEW, MANY = 2**16 + 4096, 2**31 + 4096
+# One after the other, in one process: together they would not fit.
+large = pytest.mark.xdist_group("large")
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 
 
@@ -113,12 +115,59 @@ def test_learned_bits_are_those_of_the_reference_on_the_cpu(
     assert torch.equal(got.cpu(), want)
 
 
+EVERY = [
+    (op.name, b)
+    for op in sorted(ROOMS.iterdir())
+    for b in _backend.preference(DEVICE.type)
+    if (op / f"{b}.py").exists() and _backend.missing(b) is None
+]
+
+
+@pytest.mark.parametrize("op, backend", EVERY)
+def test_the_default_device_does_not_matter(op: str, backend: str) -> None:
+    """What an op makes beside its results lies where its tensors do, numbers on the CPU."""
+    w, g = values(8, 16).to(DEVICE), values(8, 16, seed=1).to(DEVICE)
+    x, images = values(6, 16, seed=2).to(DEVICE), values(2, 4, 5, 5).to(DEVICE)
+    kernel = values(3, 4, 3, 3, seed=3).to(DEVICE)
+    bits, held = ops.pack(mask(8, 16).to(DEVICE)), ops.pack(mask(3, 4, 3, 3).to(DEVICE))
+    kept, at = ops.compress(w, bits), {"backend": backend}
+
+    def stepped(step: Callable[..., None], *states: Any, **options: Any) -> list[Tensor]:
+        copies = [None if one is None else [one.clone()] for one in states]
+        step([theta := w.clone()], [g], *copies, [bits], lr=0.1, **options, **at)
+        return [theta, *(one[0] for one in copies if one)]
+
+    call: Callable[[], Any] = {
+        "pack": lambda: ops.pack(w, 0.1, **at),
+        "unpack": lambda: ops.unpack(bits, (8, 16), **at),
+        "popcount": lambda: [ops.popcount(bits, **at)],
+        "sample_mask": lambda: ops.sample_mask(w, SEED, 2, **at),
+        "topk_mask": lambda: ops.topk_mask(w, 0.3, **at),
+        "restore_frozen_": lambda: restored([w.clone()], [g], [bits], backend),
+        "masked_sgd_": lambda: stepped(ops.masked_sgd_, g, momentum=0.9),
+        "masked_adamw_": lambda: stepped(ops.masked_adamw_, g, g.abs(), None, torch.ones((), device=DEVICE)),
+        "masked_linear": lambda: ops.masked_linear(x, w, bits, **at),
+        "compressed_linear": lambda: ops.compressed_linear(x, kept, bits, 8, **at),
+        "masked_conv2d": lambda: ops.masked_conv2d(images, kernel, held, **at),
+        "masked_weights": lambda: ops.masked_weights([w, g], [bits, bits], **at),
+        "learned_linear": lambda: ops.learned_linear(x, w, g, seed=3, samples=2, **at),
+        "learned_weight": lambda: ops.learned_weight(w, g, seed=3, scale="rsqrt_density", **at),
+        "learned_conv2d": lambda: ops.learned_conv2d(images, kernel, kernel, seed=3, **at),
+    }[op]  # fmt: skip
+    want = call()
+    with torch.device("meta"):
+        got = call()
+    for one, other in zip(got, want, strict=True):
+        assert_same_bits(one, other)
+
+
 def room_for(count: int, bytes_each: float) -> None:
     """Skip where a GPU has less free memory than that."""
     if count == FEW:
         return
     if not ON_GPU:
         pytest.skip("needs a CUDA device")
+    torch.cuda.empty_cache()  # what tests before this one let go of
     free = torch.cuda.mem_get_info()[0]
     if free < count * bytes_each * 1.2:
         pytest.skip(
@@ -126,6 +175,7 @@ def room_for(count: int, bytes_each: float) -> None:
         )
 
 
+@large
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("op, backend", back_ends("pack", "unpack", "popcount"))
 def test_bits_behind_many_elements(op: str, backend: str, count: int) -> None:
@@ -144,6 +194,7 @@ def test_bits_behind_many_elements(op: str, backend: str, count: int) -> None:
         assert ops.popcount(bits, backend=backend) == end.sum()
 
 
+@large
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("op, backend", back_ends("sample_mask"))
 def test_samples_behind_many_elements(op: str, backend: str, count: int) -> None:
@@ -160,6 +211,7 @@ def test_samples_behind_many_elements(op: str, backend: str, count: int) -> None
     assert torch.equal(got, ops.pack((words >> 8) < sampling.threshold(end)))
 
 
+@large
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize(
     "op, backend", back_ends("restore_frozen_", "masked_sgd_", "masked_adamw_")
@@ -198,6 +250,7 @@ def test_steps_behind_many_elements(op: str, backend: str, count: int) -> None:
     assert_same_bits(step(behind, bits), step(end, bits[-512:].clone()))
 
 
+@large
 @pytest.mark.parametrize("count", [FEW, MANY])
 @pytest.mark.parametrize("op, backend", back_ends("masked_linear"))
 @pytest.mark.parametrize("rows", [1, 40])

@@ -65,7 +65,7 @@ def test_gradients() -> None:
 
 def test_autocast_rounds_as_a_convolution_does() -> None:
     w, m = values(5, 7).requires_grad_(), mask(5, 7)
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, torch.bfloat16):
         (chosen,) = ops.masked_weights([w], [ops.pack(m)])
     assert_same_bits(chosen.detach(), torch.where(m, w.detach().bfloat16(), 0.0).bfloat16())
     chosen.float().sum().backward()

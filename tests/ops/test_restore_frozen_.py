@@ -37,8 +37,10 @@ def test_selects_as_integers(shape: tuple[int, ...], dtype: torch.dtype) -> None
     """Any bits, signalling NaNs among them, on both sides of the selection."""
     size = torch.empty(0, dtype=dtype).element_size()
     count = int(torch.Size(shape).numel())
-    both = torch.randint(0, 256, (2 * count * size,), dtype=torch.uint8, generator=generator(0))
-    param, saved = both.view(dtype).view(2, *shape).unbind()
+    drawn = torch.randint(
+        0, 256, (2 * count * size,), dtype=torch.uint8, generator=generator(0), device="cpu"
+    )
+    param, saved = drawn.to(torch.get_default_device()).view(dtype).view(2, *shape).unbind()
     m = mask(*shape)
     kept = param.clone()
     with poisoned_memory():

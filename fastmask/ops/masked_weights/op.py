@@ -52,6 +52,9 @@ def masked_weights(
     if not weights:
         return []
     dtype = _checks.autocast(weights[0][:0] if weights[0].dim() else weights[0]).dtype
+    if not (torch.is_grad_enabled() and any(weight.requires_grad for weight in weights)):
+        # The compiler of torch 2.11 would hand its context to a forward of so many arguments.
+        return torch.ops.fastmask.masked_weights(list(weights), list(active), dtype, backend)
     return list(_MaskedWeights.apply(len(weights), dtype, backend, *weights, *active))
 
 

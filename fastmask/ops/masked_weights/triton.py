@@ -115,7 +115,7 @@ def _table(key: _Key) -> Tensor | None:
         return _captured.get(key)
     found = _tables.pop(key, None)
     if found is None:
-        found = torch.tensor(rows, dtype=torch.int64).to(device)
+        found = torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
     if len(_tables) >= 64:
         del _tables[next(iter(_tables))]
     _tables[key] = found
