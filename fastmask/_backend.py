@@ -160,7 +160,7 @@ def resolve(
         BackendUnavailable: the back end named cannot run; the message says why.
     """
     found = _resolve(op, name, device.type, dtype, function)
-    for module in found:
+    for module in found if rows else ():
         if rows <= getattr(module, "MOST_ROWS", rows):
             return module
-    return found[-1]
+    return found[-1] if rows else found[0]

@@ -50,8 +50,8 @@
   X(score_grad, (const float* g, const void* w, int64_t kind, const float* logits, uint64_t seed, int64_t samples, \
                  int64_t n, double tau, double factor, const float* scales, const float* shifts, float* out,       \
                  int64_t threads))                                                                                 \
-  /* out (n) = where(active, w, 0) of 16-bit numbers */                                                            \
-  X(select_halves, (const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads))           \
+  /* out (n) = where(active, w, 0) of elements of 2 or 4 bytes; out may be w */                                    \
+  X(select, (const void* w, int64_t size, const uint8_t* bits, int64_t n, void* out, int64_t threads))            \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \
   X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
   /* starts (pieces + 1): ones of n bits before each piece of so many, and in all */                               \

@@ -481,25 +481,6 @@ void masked_linear_grad_input(const void* grad, const void* w, int64_t kind, con
   compute(grad, w, bits, Rows{starts, b, samples}, n, k, dx, threads);
 }
 
-void select_halves(const uint16_t* w, const uint8_t* bits, int64_t n, uint16_t* out, int64_t threads) {
-  pieces(n, 1 << 16, threads, [=](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; e += 64) {
-      const uint64_t word = load_word(bits, e / 64);
-      const int64_t count = end - e < 64 ? end - e : 64;
-      if (count == 64) {
-#if defined(__AVX512F__)
-        for (int i = 0; i < 64; i += 32)
-          _mm512_storeu_si512(out + e + i, _mm512_maskz_loadu_epi16(__mmask32(word >> i), w + e + i));
-        continue;
-#endif
-        for (int i = 0; i < 64; i++) out[e + i] = uint16_t(w[e + i] & -uint16_t(word >> i & 1));
-      } else {
-        for (int i = 0; i < count; i++) out[e + i] = uint16_t(w[e + i] & -uint16_t(word >> i & 1));
-      }
-    }
-  });
-}
-
 void add_selected(const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads) {
   pieces(n, 1 << 15, threads, [=](int64_t begin, int64_t end) {
     for (int64_t e = begin; e < end; e += 64) {

@@ -19,7 +19,7 @@ def unwatched() -> bool:
         or c._get_tracing_state()
         or forward_ad._current_level >= 0
         or profiler._is_profiler_enabled
-        or torch.is_autocast_enabled("cpu")
+        or c._is_any_autocast_enabled()
     )
 
 

@@ -91,7 +91,7 @@ def learned_conv2d_grad(
     if output_mask[1]:
         dw = reference.weight_grad(g, weight, active, off, rescale).contiguous()
     if fused:
-        dscores = score_grad(g, weight, scores, seed, tau, off)
+        dscores = score_grad(g, weight, scores, seed, tau, off, g[0] if len(g) == 1 else None)
     elif output_mask[2]:
         dscores = reference.score_grad(
             g, weight, scores, active, seed, method, tau, off, rescale

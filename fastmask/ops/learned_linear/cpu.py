@@ -97,12 +97,21 @@ def learned_linear_grad(
 
 
 def score_grad(
-    g: Tensor, weight: Tensor, scores: Tensor, seed: Tensor | None, tau: float, off: str
+    g: Tensor,
+    weight: Tensor,
+    scores: Tensor,
+    seed: Tensor | None,
+    tau: float,
+    off: str,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """dL/dscores from G (S, *W.shape), float32, where nothing is rescaled: the rule in one pass."""
+    """dL/dscores from G (S, *W.shape), float32, where nothing is rescaled: the rule in one pass.
+
+    It may be written into `out`, which may be the first of G: fresh memory costs more than the rule.
+    """
     weight, g = weight.contiguous(), g.contiguous()
     logits = None if seed is None else scores.float().contiguous()
-    out = scores.new_empty(scores.shape, dtype=torch.float32)
+    out = scores.new_empty(scores.shape, dtype=torch.float32) if out is None else out
     _cpu.score_grad(
         g.data_ptr(),
         weight.data_ptr(),

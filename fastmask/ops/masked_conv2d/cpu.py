@@ -1,19 +1,18 @@
-"""The CPU engine's masked_conv2d: weights selected by their bits in one pass, convolutions by torch."""
+"""The CPU engine's masked_conv2d: weights selected by their bits in one pass, convolutions by torch.
+
+A selected weight lies in memory that lives from call to call: torch reads it in the call and keeps nothing.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from fastmask import _cpu
+from fastmask.ops import _scratch
 from fastmask.ops.masked_conv2d import reference
-from fastmask.ops.masked_conv2d.reference import (
-    conv2d,
-    conv2d_grad_input,
-    conv2d_grad_weights,
-    laid_out,
-)
-from fastmask.ops.masked_linear.cpu import select
+from fastmask.ops.masked_linear import cpu as linear
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -29,8 +28,11 @@ def masked_conv2d(
     groups: int,
 ) -> Tensor:
     """Images x (B, C, H, W) through where(active, W, 0) of each group's mask, plus bias."""
-    weights = laid_out(select(weight, active), weight)
-    return conv2d(x, weights, bias, stride, padding, dilation, groups)
+
+    def product(part: Tensor, w: Tensor) -> Tensor:
+        return torch.conv2d(part, w, bias, stride, padding, dilation, groups)
+
+    return _by_mask(x, weight, active, product)
 
 
 def grad_input(
@@ -44,8 +46,14 @@ def grad_input(
     groups: int,
 ) -> Tensor:
     """dL/dx, the transposed convolution of dY with where(active, W, 0)."""
-    weights = laid_out(select(weight, active), weight)
-    return conv2d_grad_input(grad, weights, input_size, stride, padding, dilation, groups)
+    return _by_mask(
+        grad,
+        weight,
+        active,
+        lambda part, w: reference.conv2d_grad_input(
+            part, [w], [len(part), *input_size[1:]], stride, padding, dilation, groups
+        ),
+    )
 
 
 def grad_weight(
@@ -58,22 +66,47 @@ def grad_weight(
     dilation: list[int],
     groups: int,
 ) -> Tensor:
-    """dL/dW = sum over masks of where(active_s, dL/dW_s, 0)."""
-    if grad.dtype != torch.float32:
-        return reference.grad_weight(
-            grad, x, active, weight_size, stride, padding, dilation, groups
-        )
-    dense = conv2d_grad_weights(
-        grad, x, len(active), weight_size, stride, padding, dilation, groups
+    """dL/dW = sum over masks of where(active_s, dL/dW_s, 0), summed in float32 where there are several."""
+    samples, dtype, active = len(active), grad.dtype, active.contiguous()
+    if samples > 1:
+        grad, x = grad.float(), x.float()
+    dense = reference.conv2d_grad_weights(
+        grad, x, samples, weight_size, stride, padding, dilation, groups
     )
-    out, active = dense.new_empty(weight_size), active.contiguous()
+    if samples == 1:
+        linear._select_into(dense[0], dense[0], active.data_ptr())
+        return dense[0]
+    out = dense.new_empty(weight_size)
     for s, (bits, one) in enumerate(zip(active, dense, strict=True)):
-        _cpu.add_selected(
-            one.data_ptr(),
-            bits.data_ptr(),
-            out.numel(),
-            int(s > 0),
-            out.data_ptr(),
-            torch.get_num_threads(),
-        )
-    return out
+        linear._add_selected(one, bits, s > 0, out)
+    return out.to(dtype)
+
+
+def _by_mask(
+    images: Tensor, weight: Tensor, active: Tensor, product: Callable[[Tensor, Tensor], Tensor]
+) -> Tensor:
+    """The product of each mask's images with where(active, W, 0), which has the strides of W."""
+    active = active.contiguous()
+    alone, plain, size = len(active) == 1, weight.is_contiguous(), (weight.nbytes + 63) // 64 * 64
+    block = _scratch.take(size if plain else 2 * size)
+    try:
+        if alone and plain:
+            chosen = block.view(weight.dtype).as_strided(weight.shape, weight.stride())
+            linear._select_into(chosen, weight, active.data_ptr())
+            return product(images, chosen)
+        parts = zip(images.tensor_split(len(active)), active, strict=True)
+        done = [product(part, _selected(weight, bits, block, size)) for part, bits in parts]
+        return done[0] if alone else torch.cat(done)
+    finally:
+        _scratch.give(block)
+
+
+def _selected(weight: Tensor, bits: Tensor, block: Tensor, size: int) -> Tensor:
+    """where(bits, W, 0) in the block, in its second `size` bytes where W does not lie in logical order."""
+    chosen = block[: weight.nbytes].view(weight.dtype).view(weight.shape)
+    if weight.is_contiguous():
+        linear._select_into(chosen, weight, bits.data_ptr())
+        return chosen.as_strided(weight.shape, weight.stride())
+    linear._select_into(chosen, chosen.copy_(weight), bits.data_ptr())
+    strides = torch.empty_like(weight, device="meta").stride()
+    return block[size:].view(weight.dtype).as_strided(weight.shape, strides).copy_(chosen)

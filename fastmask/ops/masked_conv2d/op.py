@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _eager
+from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.masked_conv2d import reference
 from fastmask.ops.masked_linear.op import linear_operands
@@ -59,6 +60,20 @@ def masked_conv2d(
     Gradients: x; weight, `where(active, dW, 0)` summed over masks; bias. Once differentiable.
     Deterministic: as `torch.nn.functional.conv2d`. Autocast: as `torch.nn.functional.conv2d`.
     """
+    if (
+        _eager.unwatched()
+        and _fits(x, weight, active, bias)
+        and _plain(stride)
+        and _plain(padding)
+        and _plain(dilation)
+        and type(groups) is int
+    ):
+        try:
+            return _undispatched(
+                x, weight, active, bias, stride, padding, dilation, groups, backend
+            )
+        except (RuntimeError, TypeError, ValueError):
+            pass  # What torch refuses is found below too, and said in words of ours.
     images, weight, bias, geometry = conv2d_arguments(
         x, weight, bias, stride, padding, dilation, groups
     )
@@ -70,6 +85,42 @@ def masked_conv2d(
 
 
 Geometry = tuple[list[int], list[int], list[int], int]
+
+
+def _plain(value: Padding) -> bool:
+    return type(value) is int or (type(value) is tuple and len(value) == 2)
+
+
+def _fits(x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None) -> bool:
+    """Whether all is plain memory of the CPU and every weight has its bit; torch checks the rest itself."""
+    ordinary, dtype, masks, n = _eager.ordinary, x.dtype, active.shape, weight.numel()
+    return (
+        ordinary(x)
+        and ordinary(weight)
+        and ordinary(active)
+        and dtype in _checks.FLOATING
+        and dtype is weight.dtype
+        and active.dtype is torch.uint8
+        and x.dim() == weight.dim() == 4
+        and (bias is None or (ordinary(bias) and bias.dtype is dtype))
+        and n > 0
+        and masks[-1:] == (packed_bytes(n),)
+        and (len(masks) == 1 or (len(masks) == 2 and masks[0] > 0 and x.shape[0] % masks[0] == 0))
+    )
+
+
+def _undispatched(
+    x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, *rest: Any
+) -> Tensor:
+    """What the op computes, past torch's dispatcher.
+
+    After a convolution no code is left in the caches: dispatching and its Python, 0.09 ms in a loop, then
+    take 0.4, and these 0.1 (64 channels of 56 x 56 pixels, Zen 4).
+    """
+    active = active.unsqueeze(0) if active.dim() == 1 else active
+    taught = x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    compute = _Undispatched.apply if taught and torch.is_grad_enabled() else _forward
+    return compute(x, weight, active, bias, *rest)
 
 
 def conv2d_arguments(
@@ -166,6 +217,17 @@ class _MaskedConv2d(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             db = grad.sum(dim=(0, 2, 3))
         return dx, dw, None, db, None, None, None, None, None
+
+
+class _Undispatched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _MaskedConv2d.setup_context(ctx, inputs, inputs[0])
+        return _forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _MaskedConv2d.backward(ctx, *grads)
 
 
 def _forward(

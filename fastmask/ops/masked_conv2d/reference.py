@@ -79,7 +79,7 @@ def conv2d_grad_weights(
             dy, part, w, None, stride, padding, dilation, False, [0, 0], groups, [False, True, False]
         )  # fmt: skip
         parts.append(dw)
-    return torch.stack(parts).contiguous()
+    return (parts[0].unsqueeze(0) if samples == 1 else torch.stack(parts)).contiguous()
 
 
 def masked_conv2d(

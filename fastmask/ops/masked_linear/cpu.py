@@ -24,11 +24,20 @@ def select(weight: Tensor, active: Tensor) -> Tensor:
     weight, active = weight.contiguous(), active.contiguous()
     out = weight.new_empty((len(active), *weight.shape))
     for bits, one in zip(active, out, strict=True):
-        if weight.dtype == torch.float32:
-            _add_selected(weight, bits, False, one)
-        else:
-            _select_halves(weight, bits.data_ptr(), one)
+        _select_into(one, weight, bits.data_ptr())
     return out
+
+
+def _select_into(out: Tensor, weight: Tensor, bits: int) -> None:
+    """Write where(bits, weight, 0) into `out`, which may be the weight, the bits lying at an address."""
+    _cpu.select(
+        weight.data_ptr(),
+        weight.itemsize,
+        bits,
+        out.numel(),
+        out.data_ptr(),
+        torch.get_num_threads(),
+    )
 
 
 def masked_linear(
@@ -134,16 +143,9 @@ def _in_blocks(
         part = weight[here]
         for bits, rows in zip(active, parts, strict=True):
             chosen = scratch[: len(part)]
-            _select_halves(part, bits.data_ptr() + begin * k // 8, chosen)
+            _select_into(chosen, part, bits.data_ptr() + begin * k // 8)
             out[rows, here] = F.linear(x[rows], chosen, None if bias is None else bias[here])
     return out
-
-
-def _select_halves(weight: Tensor, bits: int, out: Tensor) -> None:
-    """Write where(bits, weight, 0) of 16-bit numbers into `out`, the bits lying at an address."""
-    _cpu.select_halves(
-        weight.data_ptr(), bits, out.numel(), out.data_ptr(), torch.get_num_threads()
-    )
 
 
 def _by_mask(
