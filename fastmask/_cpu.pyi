@@ -40,14 +40,13 @@ def masked_linear_grad_input(
     threads: int,
 ) -> None: ...
 def add_selected(dense: int, bits: int, n: int, add: int, out: int, threads: int) -> None: ...
-def count_ones(bits: int, n: int, piece: int, starts: int, threads: int) -> None: ...
+def count_ones(bits: int, n: int, k: int, starts: int, threads: int) -> None: ...
 def compressed_linear(
     x: int,
     values: int,
     kind: int,
     bits: int,
     starts: int,
-    piece: int,
     b: int,
     n: int,
     k: int,
@@ -60,9 +59,9 @@ def expand_values(
     kind: int,
     bits: int,
     starts: int,
-    piece: int,
     n: int,
-    first_piece: int,
+    k: int,
+    first: int,
     count: int,
     out: int,
     threads: int,

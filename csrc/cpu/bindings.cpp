@@ -31,7 +31,10 @@ std::vector<const Kernels*> present() {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("popcnt")) {
-    if (__builtin_cpu_supports("avx512bf16")) found.push_back(&avx512bf16::kernels);
+    // All that have BF16 have the others too, but for Cooper Lake.
+    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi2") &&
+        __builtin_cpu_supports("avx512vpopcntdq"))
+      found.push_back(&avx512bf16::kernels);
     found.push_back(&avx512::kernels);
   }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("popcnt"))

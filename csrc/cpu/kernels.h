@@ -54,15 +54,15 @@
   X(select, (const void* w, int64_t size, const uint8_t* bits, int64_t n, void* out, int64_t threads))            \
   /* out (n) = where(active, dense, 0), or plus that */                                                           \
   X(add_selected, (const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads)) \
-  /* starts (pieces + 1): ones of n bits before each piece of so many, and in all */                               \
-  X(count_ones, (const uint8_t* bits, int64_t n, int64_t piece, int64_t* starts, int64_t threads))                \
-  /* y (b, n) of x (b, k) and the kept values of w (n, k); `starts` by pieces of so many rows */                  \
-  X(compressed_linear, (const float* x, const void* values, int64_t kind, const uint8_t* bits,                    \
-                        const int64_t* starts, int64_t piece, int64_t b, int64_t n, int64_t k, const float* bias, \
-                        float* y, int64_t threads))                                                               \
-  /* the elements of `count` pieces of n in all, from a first piece on: the next kept value, or 0 */              \
-  X(expand_values, (const void* values, int64_t kind, const uint8_t* bits, const int64_t* starts, int64_t piece,  \
-                    int64_t n, int64_t first_piece, int64_t count, void* out, int64_t threads))                   \
+  /* starts (n + 1): ones before each row of k bits, and in all */                                                \
+  X(count_ones, (const uint8_t* bits, int64_t n, int64_t k, int64_t* starts, int64_t threads))                    \
+  /* y (b, n) of x (b, k), the kept values of w (n, k) and bias (n) or null, all of a kind */                     \
+  X(compressed_linear, (const void* x, const void* values, int64_t kind, const uint8_t* bits,                     \
+                        const int64_t* starts, int64_t b, int64_t n, int64_t k, const void* bias, void* y,        \
+                        int64_t threads))                                                                         \
+  /* `count` rows of w (n, k), from a first row on: the next kept value, or 0 */                                  \
+  X(expand_values, (const void* values, int64_t kind, const uint8_t* bits, const int64_t* starts, int64_t n,      \
+                    int64_t k, int64_t first, int64_t count, void* out, int64_t threads))                         \
   /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \
   /* rows: param, grad, momentum, frozen, n; first_step: momenta are written and not read */                      \
   X(masked_sgd_, (const int64_t* table, int64_t count, int64_t kind, double rate, double momentum,                \

@@ -87,6 +87,36 @@ def test_forward_and_gradient_within_budget(density: float, dtype: torch.dtype) 
             assert_within_budget(got, reference, exact)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_few_rows_of_whole_and_broken_words(dtype: torch.dtype) -> None:
+    for n, k in [(61, 128), (58, 131), (63, 200)]:
+        m = mask(n, k, density=0.3)
+        m[0], m[-3:] = True, False  # the last value belongs to no last row
+        w, bias = values(n, k, seed=1, dtype=dtype), values(n, dtype=dtype)
+        active, kept = ops.pack(m), ops.compress(w, ops.pack(m))
+        for b in range(1, 14):
+            x = values(b, k, dtype=dtype)
+            masked = torch.where(m, w, 0)
+            exact = F.linear(x.double(), masked.double(), bias.double())
+            with poisoned_memory():
+                got = ops.compressed_linear(x, kept, active, n, bias)
+            assert_within_budget(got, F.linear(x, masked, bias), exact)
+
+
+def test_nan_and_infinity_are_multiplied_as_they_are_kept() -> None:
+    w, m = values(8, 130, seed=1), mask(8, 130)
+    m[1, 70], m[2, 129] = True, True
+    w[1, 70], w[2, 129] = float("nan"), float("inf")
+    x = values(2, 130)
+    x[1, 5] = float("inf")  # times a weight that is not there is NaN, as in the dense product
+    active = ops.pack(m)
+    for kind in (torch.float32, torch.bfloat16):
+        got = ops.compressed_linear(x.to(kind), ops.compress(w.to(kind), active), active, 8)
+        want = F.linear(x.double(), torch.where(m, w, 0).double())
+        assert torch.equal(got.isnan(), want.isnan())
+        assert torch.equal(got.isinf(), want.isinf())
+
+
 def test_it_is_masked_linear_stored_small() -> None:
     w, x = values(37, 45, seed=1), values(6, 45)
     active = ops.pack(mask(37, 45, density=0.2))
