@@ -19,6 +19,8 @@ def masked_linear(
     bits: int,
     starts: int,
     samples: int,
+    scales: int,
+    flip: int,
     b: int,
     n: int,
     k: int,
@@ -33,11 +35,16 @@ def masked_linear_grad_input(
     bits: int,
     starts: int,
     samples: int,
+    scales: int,
+    flip: int,
     b: int,
     n: int,
     k: int,
     dx: int,
     threads: int,
+) -> None: ...
+def effective_weight(
+    w: int, kind: int, bits: int, n: int, flip: int, scale: float, out: int, threads: int
 ) -> None: ...
 def add_selected(dense: int, bits: int, n: int, add: int, out: int, threads: int) -> None: ...
 def count_ones(bits: int, n: int, k: int, starts: int, threads: int) -> None: ...

@@ -23,15 +23,19 @@
                   uint8_t* bits, int64_t threads))                                                                \
   /* bits of the k largest of n scores, the lower index first among equals */                                     \
   X(topk_mask, (const void* scores, int64_t kind, int64_t n, int64_t k, uint8_t* bits, int64_t threads))          \
-  /* y (b, n) of x (b, k), w (n, k) and bias (n) or null, all of a kind; rows of x by mask: `starts` (samples + 1),   \
-     or null for equal groups. */                                                                               \
-  X(masked_linear, (const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,        \
-                    int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y,                   \
-                    int64_t threads))                                                                              \
-  /* dx (b, k) of grad (b, n) */                                                                                   \
-  X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                 \
-                               const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,  \
-                               int64_t threads))                                                      \
+  /* y (b, n) of x (b, k), w (n, k) and bias (n) or null, all of a kind; rows of x by mask: `starts` (samples + 1),  \
+     or null for equal groups; what is masked out counts as 0 or, to flip, as -w; sums are times `scales` (samples)  \
+     of their mask, or null for 1; not both */                                                                       \
+  X(masked_linear, (const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,          \
+                    int64_t samples, const float* scales, int64_t flip, int64_t b, int64_t n, int64_t k,             \
+                    const void* bias, void* y, int64_t threads))                                                     \
+  /* dx (b, k) of grad (b, n) */                                                                                     \
+  X(masked_linear_grad_input, (const void* grad, const void* w, int64_t kind, const uint8_t* bits,                   \
+                               const int64_t* starts, int64_t samples, const float* scales, int64_t flip, int64_t b, \
+                               int64_t n, int64_t k, void* dx, int64_t threads))                                     \
+  /* out (n) = scale * where(active, w, 0 or, to flip, -w), rounded once */                                          \
+  X(effective_weight, (const void* w, int64_t kind, const uint8_t* bits, int64_t n, int64_t flip, double scale,      \
+                       void* out, int64_t threads))                                                                  \
   /* out (n, k) = sum over samples of ((grad^T x) * w * factor * scale - shift) * slope, grad (b, n) and x (b, k) like\
      w, by sample; slope is s(1 - s) / tau of the relaxed sample, its noise drawn again, or 1 where logits is null;\
      scales and shifts (samples), or null for 1 and 0 */                                                           \

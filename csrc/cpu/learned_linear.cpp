@@ -29,6 +29,7 @@ constexpr int kHigh = 2, kWide = 2;
 constexpr int64_t kPanel = 64, kPanelsAtOnce = 4;
 constexpr int64_t kRowsATask = 48;  // a multiple of every kHigh
 constexpr int64_t kSumsAtOnce = 256;
+constexpr int64_t kFewNumbers = 1 << 16;  // of x: laid out sooner than another thread is there
 // Up to here products of exp(-|logit|) with above, below and a sum of them squared are normal numbers.
 constexpr float kModerate = 60.0f;
 
@@ -195,7 +196,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
   static thread_local Scratch kept;
   const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
   float* x_panels = kept.get<float>(panels * B * kPanel);
-  parallel(panels, threads, [=](int64_t p) {
+  parallel(panels, B * k < kFewNumbers ? 1 : threads, [=](int64_t p) {
     const int64_t left = k - p * kPanel, count = left < kPanel ? left : kPanel;
     for (int64_t b = 0; b < B; b++) {
       float* to = x_panels + (p * B + b) * kPanel;
@@ -204,7 +205,13 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
       for (int64_t i = count; i < kPanel; i++) to[i] = 0.0f;
     }
   });
-  pieces(n, kRowsATask, threads, [=](int64_t begin, int64_t end) {
+  // A layer of few rows is dealt in parts of them.
+  const int64_t blocks = (n + kRowsATask - 1) / kRowsATask, wanted = blocks > 0 ? 2 * threads / blocks : 1;
+  const int64_t most = (panels + kPanelsAtOnce - 1) / kPanelsAtOnce;
+  const int64_t parts = wanted < 1 ? 1 : wanted < most ? wanted : most;
+  parallel(blocks * parts, threads, [=](int64_t task) {
+    const int64_t begin = task / parts * kRowsATask, end = begin + kRowsATask < n ? begin + kRowsATask : n;
+    const int64_t part = task % parts, first_panel = part * panels / parts, end_panel = (part + 1) * panels / parts;
     static thread_local Scratch kept_grads, kept_strips;
     float* grads = kept_grads.get<float>(B * kRowsATask);
     for (int64_t b = 0; b < B; b++)
@@ -214,8 +221,8 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
     alignas(64) float g[kHigh * kPanel];
     uint32_t drawn[2 * kPanel];
     // Some panels of a few rows before the next rows: a kilobyte of each row at a time.
-    for (int64_t p0 = 0; p0 < panels; p0 += kPanelsAtOnce) {
-      const int64_t last = p0 + kPanelsAtOnce < panels ? p0 + kPanelsAtOnce : panels;
+    for (int64_t p0 = first_panel; p0 < end_panel; p0 += kPanelsAtOnce) {
+      const int64_t last = p0 + kPanelsAtOnce < end_panel ? p0 + kPanelsAtOnce : end_panel;
       for (int64_t row = begin; row < end; row += kHigh) {
         const int high = int(end - row < kHigh ? end - row : kHigh);
         const int64_t ahead = row + kHigh < end ? kHigh * k : (begin - row) * k + kPanelsAtOnce * kPanel;
@@ -294,7 +301,7 @@ void score_grad(const float* g, const void* w, int64_t kind, const float* logits
 void straight_through(const void* grad, const void* x, const void* w, int64_t kind, const float* logits, uint64_t seed,
                       const int64_t* starts, int64_t samples, int64_t b, int64_t n, int64_t k, double tau,
                       double factor, const float* scales, const float* shifts, float* out, int64_t threads) {
-  const Rows rows{starts, b, samples};
+  const Rows rows{starts, b, samples, nullptr, 1.0f};
   in_large_pages(out, n * k * 4);
   of_kind(grad, x, w, kind, logits, seed, rows, n, k, tau, factor, Scaling{scales, shifts}, Stored{out}, threads);
 }
@@ -304,7 +311,7 @@ void straight_through_step(const void* grad, const void* x, const void* w, int64
                            double factor, const float* scales, const float* shifts, float* scores, float* momenta,
                            double rate, double momentum, double weight_decay, double dampening, int64_t nesterov,
                            int64_t maximize, int64_t first_step, int64_t threads) {
-  const Rows rows{starts, b, samples};
+  const Rows rows{starts, b, samples, nullptr, 1.0f};
   const Sgd sgd(rate, momentum, weight_decay, dampening, nesterov, maximize, first_step);
   of_kind(grad, x, w, kind, sampled != 0 ? scores : nullptr, seed, rows, n, k, tau, factor, Scaling{scales, shifts},
           Stepped{scores, momenta, sgd}, threads);

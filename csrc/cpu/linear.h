@@ -10,10 +10,13 @@
 namespace fastmask {
 namespace FASTMASK_ISA {
 
-// Equal consecutive groups of rows, or those that `starts` (samples + 1) names.
+// Equal consecutive groups of rows, or those that `starts` (samples + 1) names; and what each mask's sums are times.
 struct Rows {
   const int64_t* starts;
   int64_t rows, samples;
+  const float* scales;
+  float sign;
+  float scale(int64_t s) const { return scales != nullptr ? scales[s] : sign; }
   int64_t begin(int64_t s) const { return starts != nullptr ? starts[s] : s * (rows / samples); }
   int64_t end(int64_t s) const { return begin(s + 1); }
   int64_t count(int64_t s) const { return end(s) - begin(s); }
@@ -28,25 +31,54 @@ template <class T>
 constexpr bool kMany = sizeof(T) == 4;
 #endif
 
-// out (rows of x, R) = sum over c in [0, C) of A(r, c) x[b, c] + bias, A = where(active, W, 0) or, across, its transpose.
-template <bool across, class T>
+// out (rows of x, R) = scale of the mask * sum over c in [0, C) of A(r, c) x[b, c] + bias, A the weights under the mask
+// or, across, their transpose.
+template <bool across, bool flip, class T>
 void many_rows(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias,
                T* out, int64_t threads);
 
 namespace {
 
+// How a weight is read under its mask's bits: inactive ones as 0, or all of them with the sign of active ones changed,
+// which is -where(active, W, -W): the sums are scaled by -1.
+template <bool flip>
+inline F weight(const float* p, M m) {
+  if constexpr (flip) return negate(load(p), m);
 #if defined(__AVX512F__)
-inline F weight(const float* p, M m) { return load(p, m); }
+  return load(p, m);
 #else
-inline F weight(const float* p, M m) { return keep(load(p), m); }
+  return keep(load(p), m);
 #endif
-inline F weight(const uint16_t* p, M m) { return keep(widen(p), m); }
-inline F weight_tail(const float* p, M m, int64_t count) { return load(p, both(m, first(count))); }
+}
+template <bool flip>
+inline F weight(const uint16_t* p, M m) {
+  return flip ? negate(widen(p), m) : keep(widen(p), m);
+}
+template <bool flip>
+inline F weight_tail(const float* p, M m, int64_t count) {
+  return flip ? negate(load(p, first(count)), m) : load(p, both(m, first(count)));
+}
+template <bool flip>
 inline F weight_tail(const uint16_t* p, M m, int64_t count) {
   uint16_t whole[L] = {};
   memcpy(whole, p, 2 * size_t(count));
-  return keep(widen(whole), m);
+  return weight<flip>(whole, m);
 }
+#if defined(__AVX512BW__)
+// The first `count` of 32 halves, or all.
+template <bool flip>
+inline __m512i halves(const uint16_t* p, uint32_t bits) {
+  if constexpr (!flip) return _mm512_maskz_loadu_epi16(bits, p);
+  const __m512i v = _mm512_loadu_si512(p);
+  return _mm512_mask_add_epi16(v, bits, v, _mm512_set1_epi16(int16_t(0x8000)));
+}
+template <bool flip>
+inline __m512i halves(const uint16_t* p, uint32_t bits, int64_t count) {
+  if constexpr (!flip) return _mm512_maskz_loadu_epi16(bits, p);
+  const __m512i v = _mm512_maskz_loadu_epi16(__mmask32(low_ones(count)), p);
+  return _mm512_mask_add_epi16(v, bits, v, _mm512_set1_epi16(int16_t(0x8000)));
+}
+#endif
 inline float plain(float v) { return v; }
 inline float plain(uint16_t v) { return widen_one(v); }
 inline void put(float* p, float v) { *p = v; }

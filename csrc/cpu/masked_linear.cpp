@@ -7,6 +7,9 @@
 // More rows: masked_linear_many.cpp.
 //
 // An output is the sum of its products in an order that depends on K alone: neither on threads nor on other rows.
+#include <type_traits>
+
+#include "elements.h"
 #include "kernels.h"
 #include "linear.h"
 
@@ -43,9 +46,18 @@ struct Step {
   using V = F;
   static V all(const float* p) { return load(p); }
   static V all(const uint16_t* p) { return widen(p); }
-  static V some(const T* p, const uint8_t* bits) { return weight(p, lanes(bits)); }
-  static V tail(const T* p, uint64_t bits, int64_t count) { return weight_tail(p, lanes(bits, 0), count); }
-  static V select(V v, const uint8_t* bits) { return keep(v, lanes(bits)); }
+  template <bool flip>
+  static V some(const T* p, const uint8_t* bits) {
+    return weight<flip>(p, lanes(bits));
+  }
+  template <bool flip>
+  static V tail(const T* p, uint64_t bits, int64_t count) {
+    return weight_tail<flip>(p, lanes(bits, 0), count);
+  }
+  template <bool flip>
+  static V select(V v, const uint8_t* bits) {
+    return flip ? negate(v, lanes(bits)) : keep(v, lanes(bits));
+  }
   static V rows(const float* p) { return load(p); }
   static F add(F sum, V w, V x) { return fma(w, x, sum); }
 };
@@ -63,9 +75,19 @@ struct Step<uint16_t> {
     return value;
   }
   static V all(const uint16_t* p) { return _mm512_loadu_si512(p); }
-  static V some(const uint16_t* p, const uint8_t* bits) { return _mm512_maskz_loadu_epi16(lanes32(bits), p); }
-  static V tail(const uint16_t* p, uint64_t bits, int64_t) { return _mm512_maskz_loadu_epi16(__mmask32(bits), p); }
-  static V select(V v, const uint8_t* bits) { return _mm512_maskz_mov_epi16(lanes32(bits), v); }
+  template <bool flip>
+  static V some(const uint16_t* p, const uint8_t* bits) {
+    return halves<flip>(p, lanes32(bits));
+  }
+  template <bool flip>
+  static V tail(const uint16_t* p, uint64_t bits, int64_t count) {
+    return halves<flip>(p, uint32_t(bits), count);
+  }
+  template <bool flip>
+  static V select(V v, const uint8_t* bits) {
+    if constexpr (!flip) return _mm512_maskz_mov_epi16(lanes32(bits), v);
+    return _mm512_mask_add_epi16(v, lanes32(bits), v, _mm512_set1_epi16(int16_t(0x8000)));
+  }
   static V rows(const uint16_t* p) { return _mm512_loadu_si512(p); }
   static F add(F sum, V w, V x) { return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)x); }
 };
@@ -107,7 +129,7 @@ inline uint64_t last_bits(const uint8_t* bits, int64_t count) {
   return value & low_ones(count);
 }
 
-template <class T>
+template <class T, bool flip>
 struct Few {
   const T* w;
   const uint8_t* bits;
@@ -130,9 +152,9 @@ struct Ahead {
 
 // y[at + b, row + r] for R rows of W and B interleaved rows of x. Row r of W has its bits at bits[0] + r * stride or,
 // where each row of x has a mask of its own, at bits[b] + r * stride. Every sum has lanes of its own, whatever R and B.
-template <int R, int B, bool own, class T>
-inline void tile(const Few<T>& f, int64_t row, const uint8_t* const* bits, const typename Step<T>::X* x, int64_t at,
-                 Ahead ahead) {
+template <int R, int B, bool own, class T, bool flip>
+inline void tile(const Few<T, flip>& f, int64_t row, const uint8_t* const* bits, const typename Step<T>::X* x,
+                 int64_t at, int64_t sample, Ahead ahead) {
   using S = Step<T>;
   const int64_t k = f.k, stride = f.stride;
   const T* w = f.w + row * k;
@@ -148,7 +170,7 @@ inline void tile(const Few<T>& f, int64_t row, const uint8_t* const* bits, const
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) {
       const T* p = w + r * k + i;
-      v[r] = own ? S::all(p) : S::some(p, bits[0] + r * stride + i / 8);
+      v[r] = own ? S::all(p) : S::template some<flip>(p, bits[0] + r * stride + i / 8);
       if (uint64_t(i - ahead.begin) < uint64_t(ahead.count)) __builtin_prefetch(p + ahead.far, 0, 2);
     }
 #pragma GCC unroll 8
@@ -156,7 +178,7 @@ inline void tile(const Few<T>& f, int64_t row, const uint8_t* const* bits, const
       const typename S::V rows = S::rows(x + i * B + b * S::width);
 #pragma GCC unroll 8
       for (int r = 0; r < R; r++)
-        sums[r][b] = S::add(sums[r][b], own ? S::select(v[r], bits[b] + r * stride + i / 8) : v[r], rows);
+        sums[r][b] = S::add(sums[r][b], own ? S::template select<flip>(v[r], bits[b] + r * stride + i / 8) : v[r], rows);
     }
   }
   if (i < k) {
@@ -165,7 +187,7 @@ inline void tile(const Few<T>& f, int64_t row, const uint8_t* const* bits, const
 #pragma GCC unroll 8
       for (int b = 0; b < B; b++) {
         const uint64_t here = last_bits(bits[own ? b : 0] + r * stride + i / 8, k - i);
-        const typename S::V v = S::tail(w + r * k + i, here, k - i);
+        const typename S::V v = S::template tail<flip>(w + r * k + i, here, k - i);
         sums[r][b] = S::add(sums[r][b], v, S::rows(x + i * B + b * S::width));
       }
     }
@@ -175,16 +197,16 @@ inline void tile(const Few<T>& f, int64_t row, const uint8_t* const* bits, const
   for (int r = 0; r < R; r++) {
     const float plus = f.bias != nullptr ? plain(f.bias[row + r]) : 0.0f;
 #pragma GCC unroll 8
-    for (int b = 0; b < B; b++) put(y + b * f.n + r, sum(sums[r][b]) + plus);
+    for (int b = 0; b < B; b++) put(y + b * f.n + r, sum(sums[r][b]) * f.rows.scale(own ? at + b : sample) + plus);
   }
 }
 
-template <int R, bool own, class T, int B = 1>
-inline void tiles(int64_t count, const Few<T>& f, int64_t row, const uint8_t* const* bits, const typename Step<T>::X* x,
-                  int64_t at, Ahead ahead) {
-  if (count == B) return tile<R, B, own>(f, row, bits, x, at, ahead);
+template <int R, bool own, class T, bool flip, int B = 1>
+inline void tiles(int64_t count, const Few<T, flip>& f, int64_t row, const uint8_t* const* bits,
+                  const typename Step<T>::X* x, int64_t at, int64_t sample, Ahead ahead) {
+  if (count == B) return tile<R, B, own>(f, row, bits, x, at, sample, ahead);
   if constexpr (B < (R == kTall ? kTallB : kTileB))
-    tiles<R, own, T, B + 1>(count, f, row, bits, x, at, ahead);
+    tiles<R, own, T, flip, B + 1>(count, f, row, bits, x, at, sample, ahead);
 }
 
 // Where R rows of one mask lie from element `position` on: as they are where rows begin on a byte, else shifted into
@@ -199,8 +221,8 @@ inline const uint8_t* row_bits(const uint8_t* mask, int64_t position, int64_t k,
 }
 
 // R rows of W against all rows of x, mask after mask.
-template <int R, class T>
-inline void mask_by_mask(const Few<T>& f, int64_t row, uint8_t* scratch) {
+template <int R, class T, bool flip>
+inline void mask_by_mask(const Few<T, flip>& f, int64_t row, uint8_t* scratch) {
   Ahead ahead{0, (f.k + f.tiles - 1) / f.tiles, R * f.k};
   for (int64_t s = 0; s < f.rows.samples; s++) {
     const int64_t end = f.rows.end(s);
@@ -208,24 +230,24 @@ inline void mask_by_mask(const Few<T>& f, int64_t row, uint8_t* scratch) {
     if (b == end) continue;
     const uint8_t* here = row_bits<R>(f.bits + s * f.bytes, row * f.k, f.k, f.stride, scratch);
     for (; b < end; b += kTileB, ahead.begin += ahead.count)
-      tiles<R, false>(end - b < kTileB ? end - b : kTileB, f, row, &here, f.x + b * f.depth, b, ahead);
+      tiles<R, false>(end - b < kTileB ? end - b : kTileB, f, row, &here, f.x + b * f.depth, b, s, ahead);
   }
 }
 
 // The same where each row of x has a mask of its own: W is loaded once for kTileB masks.
-template <int R, class T>
-inline void masks_at_once(const Few<T>& f, int64_t row, uint8_t* scratch) {
+template <int R, class T, bool flip>
+inline void masks_at_once(const Few<T, flip>& f, int64_t row, uint8_t* scratch) {
   for (int64_t b = 0; b < f.rows.rows; b += kTileB) {
     const int64_t count = f.rows.rows - b < kTileB ? f.rows.rows - b : kTileB;
     const uint8_t* here[kTileB];
     for (int64_t m = 0; m < count; m++)
       here[m] = row_bits<R>(f.bits + (b + m) * f.bytes, row * f.k, f.k, f.stride, scratch + m * R * f.stride);
-    tiles<R, true>(count, f, row, here, f.x + b * f.depth, b, Ahead{0, b == 0 ? f.k : 0, R * f.k});
+    tiles<R, true>(count, f, row, here, f.x + b * f.depth, b, 0, Ahead{0, b == 0 ? f.k : 0, R * f.k});
   }
 }
 
-template <int R, class T>
-void rows_of_w(const Few<T>& f, int64_t begin, int64_t end, bool own) {
+template <int R, class T, bool flip>
+void rows_of_w(const Few<T, flip>& f, int64_t begin, int64_t end, bool own) {
   static thread_local Scratch kept;
   uint8_t* scratch = f.k % 8 == 0 ? nullptr : kept.get<uint8_t>(f.stride * R * kTileB);
   int64_t row = begin;
@@ -233,7 +255,7 @@ void rows_of_w(const Few<T>& f, int64_t begin, int64_t end, bool own) {
   for (; row < end; row++) own ? masks_at_once<1>(f, row, scratch) : mask_by_mask<1>(f, row, scratch);
 }
 
-template <class T>
+template <bool flip, class T>
 void dots(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias, T* y,
           int64_t threads) {
   static thread_local Scratch kept;
@@ -252,7 +274,7 @@ void dots(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t
       interleave(x + b * k, end - b < kTileB ? end - b : kTileB, k, interleaved + b * depth);
   }
   if (own) widest = rows.rows;
-  const Few<T> f{w, bits, rows, n, k, interleaved, bias, y, depth, packed_words(n * k) * 8,
+  const Few<T, flip> f{w, bits, rows, n, k, interleaved, bias, y, depth, packed_words(n * k) * 8,
                  k % 8 == 0 ? k / 8 : packed_words(k) * 8, groups > 0 ? groups : 1};
   // Pieces hold whole tiles of either height; no sum depends on them.
   const int64_t fair = n * k / (8 * threads), least = kLeastProducts / (rows.rows + 1);
@@ -270,18 +292,19 @@ bool is_small(const Rows& rows, int64_t n, int64_t k) {
 }
 
 // Many rows through a small layer: tiles of x are dealt out, not rows of W, of which there are too few.
-template <class T>
-void small_layer(const T* x, const T* w, const uint8_t* bits, int64_t rows, int64_t n, int64_t k, const T* bias, T* y,
-                 int64_t threads) {
+template <bool flip, class T>
+void small_layer(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias,
+                 T* y, int64_t threads) {
   const int64_t depth = whole_steps<T>(k), tile_products = kTileB * n * k + 1;
   const int64_t stride = k % 8 == 0 ? k / 8 : packed_words(k) * 8;
-  pieces(rows, (kLeastProducts / tile_products + 1) * kTileB, threads, [=](int64_t begin, int64_t end) {
+  const Rows all = rows;
+  pieces(rows.rows, (kLeastProducts / tile_products + 1) * kTileB, threads, [=](int64_t begin, int64_t end) {
     static thread_local Scratch kept;
     auto* interleaved = kept.get<typename Step<T>::X>(kTileB * depth);
     for (int64_t b = begin; b < end; b += kTileB) {
       const int64_t count = end - b < kTileB ? end - b : kTileB;
       interleave(x + b * k, count, k, interleaved);
-      const Few<T> f{w, bits, Rows{nullptr, count, 1}, n, k, interleaved, bias, y + b * n, depth, 0, stride, 1};
+      const Few<T, flip> f{w, bits, Rows{nullptr, count, 1, all.scales, all.sign}, n, k, interleaved, bias, y + b * n, depth, 0, stride, 1};
       count <= kTallB ? rows_of_w<kTall>(f, 0, n, false) : rows_of_w<kLow>(f, 0, n, false);
     }
   });
@@ -303,7 +326,7 @@ constexpr int kWideB = 2, kWide = 2, kAddedB = 4, kNarrow = 1;
 
 // dx (B, ld) += grad[b, r] * W[r, columns] for `count` rows of W from element `position` on; V vectors of columns, or
 // what is left of one.
-template <int B, int V, class T>
+template <bool flip, int B, int V, class T>
 inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count, int64_t left,
                      const T* grad, int64_t n, float* dx, int64_t ld, Ahead ahead) {
   F sums[B][V];
@@ -318,7 +341,7 @@ inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t 
     F here[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v++) {
-      here[v] = left >= V * L ? weight(p + v * L, lanes(word, v * L)) : weight_tail(p, lanes(word, 0), left);
+      here[v] = left >= V * L ? weight<flip>(p + v * L, lanes(word, v * L)) : weight_tail<flip>(p, lanes(word, 0), left);
       if (near) __builtin_prefetch(p + ahead.far + v * L, 0, 2);
     }
 #pragma GCC unroll 8
@@ -337,7 +360,7 @@ inline void add_rows(const T* w, const uint8_t* mask, int64_t position, int64_t 
 #if defined(__AVX512BF16__)
 // The same, two rows of W at once; V is 2 or 4. Interleaving two rows leaves the quarters of two vectors of columns in
 // the order 0 2 4 6, 1 3 5 7.
-template <int B, int V>
+template <bool flip, int B, int V>
 inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count, int64_t left,
                       const uint16_t* grad, int64_t n, float* dx, int64_t ld, Ahead ahead) {
   const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -355,8 +378,8 @@ inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, 
     __m512i here[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; v += 2) {
-      const __m512i a = _mm512_maskz_loadu_epi16(__mmask32(above >> v * L), p + v * L);
-      const __m512i b = _mm512_maskz_loadu_epi16(__mmask32(below >> v * L), p + k + v * L);
+      const __m512i a = halves<flip>(p + v * L, uint32_t(above >> v * L), columns - v * L);
+      const __m512i b = halves<flip>(p + k + v * L, uint32_t(below >> v * L), both ? columns - v * L : 0);
       here[v] = _mm512_unpacklo_epi16(a, b);
       here[v + 1] = _mm512_unpackhi_epi16(a, b);
       if (near) __builtin_prefetch(p + ahead.far + v * L, 0, 2);
@@ -385,27 +408,27 @@ inline void add_pairs(const uint16_t* w, const uint8_t* mask, int64_t position, 
 #endif
 
 // All columns of one piece, for `b` rows.
-template <class T, int B = 1>
+template <bool flip, class T, int B = 1>
 inline void add_columns(int64_t b, const T* w, const uint8_t* mask, int64_t position, int64_t k, int64_t count,
                         int64_t columns, const T* grad, int64_t n, float* dx, int64_t ld, Ahead ahead) {
   if constexpr (B < kAddedB)
-    if (b > B) return add_columns<T, B + 1>(b, w, mask, position, k, count, columns, grad, n, dx, ld, ahead);
+    if (b > B) return add_columns<flip, T, B + 1>(b, w, mask, position, k, count, columns, grad, n, dx, ld, ahead);
   // Pairs take an even number of vectors.
   constexpr int V = B <= kWideB ? kWide : sizeof(T) == 2 && kMany<T> ? 2 : kNarrow;
   int64_t i = 0;
 #if defined(__AVX512BF16__)
   if constexpr (sizeof(T) == 2) {
     for (; i < columns; i += V * L)
-      add_pairs<B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
+      add_pairs<flip, B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
     return;
   }
 #endif
   for (; i + V * L <= columns; i += V * L)
-    add_rows<B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
-  for (; i < columns; i += L) add_rows<B, 1>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
+    add_rows<flip, B, V>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
+  for (; i < columns; i += L) add_rows<flip, B, 1>(w, mask, position + i, k, count, columns - i, grad, n, dx + i, ld, ahead);
 }
 
-template <class T>
+template <bool flip, class T>
 void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, T* dx,
                int64_t threads) {
   // Room for whole vectors past the last column.
@@ -429,7 +452,7 @@ void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows,
       for (int64_t s = 0; s < rows.samples; s++) {
         const int64_t last = rows.end(s);
         for (int64_t b = rows.begin(s); b < last; b += kAddedB, ahead.begin += share)
-          add_columns(last - b < kAddedB ? last - b : kAddedB, w, bits + s * bytes, row * k + begin, k, count,
+          add_columns<flip>(last - b < kAddedB ? last - b : kAddedB, w, bits + s * bytes, row * k + begin, k, count,
                       end - begin, grad + b * n + row, n, sums + b * ld, ld, ahead);
       }
       // Sums of some rows are added up by themselves: one sum over 4096 rows errs seven times as much as a product.
@@ -440,45 +463,79 @@ void multiples(const T* grad, const T* w, const uint8_t* bits, const Rows& rows,
           sums[i] = 0.0f;
         }
     }
-    for (int64_t b = 0; b < rows.rows; b++)
-      for (int64_t i = begin; i < end; i++) put(dx + b * k + i, total[b * ld + i - begin]);
+    for (int64_t s = 0; s < rows.samples; s++)
+      for (int64_t b = rows.begin(s); b < rows.end(s); b++)
+        for (int64_t i = begin; i < end; i++) put(dx + b * k + i, total[b * ld + i - begin] * rows.scale(s));
   });
 }
 
-template <class T>
+template <bool flip, class T>
 void forward(const void* x, const void* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k,
              const void* bias, void* y, int64_t threads) {
   const T *from = static_cast<const T*>(x), *weights = static_cast<const T*>(w), *plus = static_cast<const T*>(bias);
+  T* to = static_cast<T*>(y);
   if (rows.rows > kTileB && is_small<T>(rows, n, k))
-    return small_layer(from, weights, bits, rows.rows, n, k, plus, static_cast<T*>(y), threads);
+    return small_layer<flip>(from, weights, bits, rows, n, k, plus, to, threads);
   if constexpr (kMany<T>)
-    if (rows.rows > kFewRows<T> * rows.samples) return many_rows<false>(from, weights, bits, rows, n, k, plus, static_cast<T*>(y), threads);
-  dots(from, weights, bits, rows, n, k, plus, static_cast<T*>(y), threads);
+    if (rows.rows > kFewRows<T> * rows.samples)
+      return many_rows<false, flip>(from, weights, bits, rows, n, k, plus, to, threads);
+  dots<flip>(from, weights, bits, rows, n, k, plus, to, threads);
 }
 
-template <class T>
+template <bool flip, class T>
 void transposed(const void* grad, const void* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, void* dx,
                 int64_t threads) {
   const T *from = static_cast<const T*>(grad), *weights = static_cast<const T*>(w), *none = nullptr;
+  T* to = static_cast<T*>(dx);
   if constexpr (kMany<T>)
-    if (rows.rows > kFewRows<T> * rows.samples) return many_rows<true>(from, weights, bits, rows, n, k, none, static_cast<T*>(dx), threads);
-  multiples(from, weights, bits, rows, n, k, static_cast<T*>(dx), threads);
+    if (rows.rows > kFewRows<T> * rows.samples)
+      return many_rows<true, flip>(from, weights, bits, rows, n, k, none, to, threads);
+  multiples<flip>(from, weights, bits, rows, n, k, to, threads);
+}
+
+// The elements of a piece, 64 at most and then some that are not there.
+template <bool flip, class T>
+void effective(const T* w, const uint8_t* bits, int64_t n, float scale, T* out, int64_t threads) {
+  pieces(n, 1 << 15, threads, [=](int64_t begin, int64_t end) {
+    for (int64_t e = begin; e < end; e += 64) {
+      const uint64_t word = load_word(bits, e / 64);
+      for (int64_t i = 0; i < 64 && e + i < end; i += L) {
+        const M active = lanes(word, i), whole = end - e - i < L ? first(end - e - i) : first(L);
+        const F v = load(w + e + i, whole);
+        store(out + e + i, rounded<T>((flip ? negate(v, active) : keep(v, active)) * set1(scale)), whole);
+      }
+    }
+  });
 }
 
 }  // namespace
 
 void masked_linear(const void* x, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,
-                   int64_t samples, int64_t b, int64_t n, int64_t k, const void* bias, void* y,
-                   int64_t threads) {
-  const auto compute = kind == 0 ? forward<float> : forward<uint16_t>;
-  compute(x, w, bits, Rows{starts, b, samples}, n, k, bias, y, threads);
+                   int64_t samples, const float* scales, int64_t flip, int64_t b, int64_t n, int64_t k,
+                   const void* bias, void* y, int64_t threads) {
+  const auto compute = kind == 0 ? flip ? forward<true, float> : forward<false, float>
+                                 : flip ? forward<true, uint16_t> : forward<false, uint16_t>;
+  compute(x, w, bits, Rows{starts, b, samples, scales, flip ? -1.0f : 1.0f}, n, k, bias, y, threads);
 }
 
 void masked_linear_grad_input(const void* grad, const void* w, int64_t kind, const uint8_t* bits, const int64_t* starts,
-                              int64_t samples, int64_t b, int64_t n, int64_t k, void* dx,
-                              int64_t threads) {
-  const auto compute = kind == 0 ? transposed<float> : transposed<uint16_t>;
-  compute(grad, w, bits, Rows{starts, b, samples}, n, k, dx, threads);
+                              int64_t samples, const float* scales, int64_t flip, int64_t b, int64_t n, int64_t k,
+                              void* dx, int64_t threads) {
+  const auto compute = kind == 0 ? flip ? transposed<true, float> : transposed<false, float>
+                                 : flip ? transposed<true, uint16_t> : transposed<false, uint16_t>;
+  compute(grad, w, bits, Rows{starts, b, samples, scales, flip ? -1.0f : 1.0f}, n, k, dx, threads);
+}
+
+void effective_weight(const void* w, int64_t kind, const uint8_t* bits, int64_t n, int64_t flip, double scale,
+                      void* out, int64_t threads) {
+  // A flipped weight is one whose active entries have changed their sign, and then all.
+  const float times = flip ? -float(scale) : float(scale);
+  const auto of = [&](auto* from) {
+    using T = typename std::remove_const<typename std::remove_pointer<decltype(from)>::type>::type;
+    flip ? effective<true>(from, bits, n, times, static_cast<T*>(out), threads)
+         : effective<false>(from, bits, n, times, static_cast<T*>(out), threads);
+  };
+  kind == 0 ? of(static_cast<const float*>(w)) : of(static_cast<const uint16_t*>(w));
 }
 
 void add_selected(const float* dense, const uint8_t* bits, int64_t n, int64_t add, float* out, int64_t threads) {

@@ -20,7 +20,7 @@ constexpr int MR = 4, NV = 1;
 #endif
 constexpr int64_t kPanel = NV * L;  // columns of x^T side by side
 constexpr int64_t kRowsAtOnce = 512;
-constexpr int64_t kBlock = 96;  // outputs a task; a multiple of every MR; with `depth` 96 KB of L2 at most
+constexpr int64_t kBlock = 96;  // outputs a task; a multiple of every MR; with `depth` 48 KB of L2
 
 // What a lane holds.
 template <class T>
@@ -28,7 +28,8 @@ struct Lane;
 
 template <>
 struct Lane<float> {
-  static constexpr int64_t numbers = 1, depth = 256;  // lanes of products summed before they are added to the rest
+  // Lanes of products summed before they are added to the rest: twice as many leave the error budget of dense masks.
+  static constexpr int64_t numbers = 1, depth = 128;
   static F add(F sum, const float* one, F x) { return fma(set1(*one), x, sum); }
 };
 
@@ -95,7 +96,7 @@ void transpose(const T* x, int64_t rows, int64_t C, float* panels, int64_t threa
 }
 
 // out (rows, ld) = where(active, W, 0)[row : row + rows, column : column + columns], lanes of it.
-template <class T>
+template <bool flip, class T>
 void select_rows(const T* w, const uint8_t* bits, int64_t k, int64_t row, int64_t rows, int64_t column,
                  int64_t columns, float* out, int64_t ld) {
   for (int64_t r = 0; r < rows; r++) {
@@ -109,21 +110,25 @@ void select_rows(const T* w, const uint8_t* bits, int64_t k, int64_t row, int64_
       // `out` has room for whole vectors.
       if constexpr (sizeof(T) == 2) {
         for (int64_t j = 0; j < count; j += 2 * L)
-          _mm512_storeu_si512(to + j / 2, _mm512_maskz_loadu_epi16(__mmask32(word >> j), from + j));
+          _mm512_storeu_si512(to + j / 2, halves<flip>(from + j, uint32_t(word >> j), count - j));
       } else {
-        for (int64_t j = 0; j < count; j += L) store(to + j, load(from + j, lanes(word, j)));
+        for (int64_t j = 0; j < count; j += L) store(to + j, weight_tail<flip>(from + j, lanes(word, j), count - j));
       }
 #else
       int64_t j = 0;
-      for (; j + L <= count; j += L) store(to + j, weight(from + j, lanes(word, j)));
-      for (; j < count; j++) to[j] = word >> j & 1 ? plain(from[j]) : 0.0f;
+      for (; j + L <= count; j += L) store(to + j, weight<flip>(from + j, lanes(word, j)));
+      for (; j < count; j++) to[j] = word >> j & 1 ? (flip ? -plain(from[j]) : plain(from[j])) : flip ? plain(from[j]) : 0.0f;
 #endif
     }
   }
 }
 
-#if defined(__AVX512BF16__)
 // out (rows / 2, ld) of the same block read downwards: each lane a number and the one below it.
+template <bool flip>
+inline void select_pairs(const uint16_t* w, const uint8_t* bits, int64_t k, int64_t row, int64_t rows, int64_t column,
+                         int64_t columns, float* out, int64_t ld);
+#if defined(__AVX512BF16__)
+template <bool flip>
 inline void select_pairs(const uint16_t* w, const uint8_t* bits, int64_t k, int64_t row, int64_t rows, int64_t column,
                          int64_t columns, float* out, int64_t ld) {
   const __m512i low = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
@@ -131,9 +136,10 @@ inline void select_pairs(const uint16_t* w, const uint8_t* bits, int64_t k, int6
     const int64_t begin = (row + r) * k + column;
     for (int64_t i = 0; i < columns; i += 32) {
       const int64_t count = columns - i < 32 ? columns - i : 32;
-      const __m512i a = _mm512_maskz_loadu_epi16(__mmask32(bits_at(bits, begin + i, count)), w + begin + i);
-      const __m512i b = r + 1 < rows ? _mm512_maskz_loadu_epi16(__mmask32(bits_at(bits, begin + k + i, count)), w + begin + k + i)
-                                     : _mm512_setzero_si512();
+      const __m512i a = halves<flip>(w + begin + i, uint32_t(bits_at(bits, begin + i, count)), count);
+      const __m512i b =
+          r + 1 < rows ? halves<flip>(w + begin + k + i, uint32_t(bits_at(bits, begin + k + i, count)), count)
+                       : _mm512_setzero_si512();
       const __m512i first = _mm512_unpacklo_epi16(a, b), second = _mm512_unpackhi_epi16(a, b);
       float* to = out + r / 2 * ld + i;
       _mm512_storeu_si512(to, _mm512_permutex2var_epi64(first, low, second));
@@ -175,9 +181,9 @@ inline void micro(const float* a, int64_t width, int64_t depth, const float* pan
   }
 }
 
-// out (count, R)[:, begin : begin + outputs] = sums (outputs, ld) transposed, plus bias.
+// out (count, R)[:, begin : begin + outputs] = sums (outputs, ld) transposed, scaled, plus bias.
 template <class T>
-void give(const float* sums, int64_t ld, int64_t count, int64_t outputs, const T* bias, T* out, int64_t R) {
+void give(const float* sums, int64_t ld, int64_t count, int64_t outputs, float scale, const T* bias, T* out, int64_t R) {
   alignas(32) float eight[8 * kBlock];
   for (int64_t b = 0; b < count; b += 8) {
     for (int64_t r = 0; r < outputs; r += 8) transpose8(sums + r * ld + b, ld * 4, eight + r, kBlock);
@@ -185,15 +191,15 @@ void give(const float* sums, int64_t ld, int64_t count, int64_t outputs, const T
       T* row = out + (b + j) * R;
       const float* from = eight + j * kBlock;
       if (bias != nullptr) {
-        for (int64_t r = 0; r < outputs; r++) put(row + r, from[r] + plain(bias[r]));
+        for (int64_t r = 0; r < outputs; r++) put(row + r, from[r] * scale + plain(bias[r]));
       } else {
-        for (int64_t r = 0; r < outputs; r++) put(row + r, from[r]);
+        for (int64_t r = 0; r < outputs; r++) put(row + r, from[r] * scale);
       }
     }
   }
 }
 
-template <bool across, class T>
+template <bool across, bool flip, class T>
 void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias, T* out,
              int64_t threads) {
   constexpr int64_t P = Lane<T>::numbers, kDepth = Lane<T>::depth;
@@ -231,11 +237,11 @@ void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int6
           const int64_t depth = lanes - c < kDepth ? lanes - c : kDepth;
           const int64_t numbers = C - c * P < depth * P ? C - c * P : depth * P;
           if constexpr (!across) {
-            select_rows(w, bits + s * bytes, k, begin, end - begin, c * P, numbers, a, width);
+            select_rows<flip>(w, bits + s * bytes, k, begin, end - begin, c * P, numbers, a, width);
           } else if constexpr (P == 1) {
-            select_rows(w, bits + s * bytes, k, c, numbers, begin, end - begin, a, width);
+            select_rows<flip>(w, bits + s * bytes, k, c, numbers, begin, end - begin, a, width);
           } else {
-            select_pairs(w, bits + s * bytes, k, c * P, numbers, begin, end - begin, a, width);
+            select_pairs<flip>(w, bits + s * bytes, k, c * P, numbers, begin, end - begin, a, width);
           }
           const T* following = c + kDepth < lanes ? (across ? w + (c + kDepth) * P * k + begin : w + begin * k + (c + kDepth) * P) : nullptr;
           for (int64_t b = 0; b < count; b += kPanel) {
@@ -249,7 +255,7 @@ void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int6
             }
           }
         }
-        give(sums, ld, count, end - begin, bias != nullptr ? bias + begin : nullptr, out + b0 * R + begin, R);
+        give(sums, ld, count, end - begin, rows.scale(s), bias != nullptr ? bias + begin : nullptr, out + b0 * R + begin, R);
         panel += most * lanes;
       }
       base += (last - rows.begin(s) + kPanel - 1) / kPanel * kPanel * lanes;
@@ -259,20 +265,23 @@ void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int6
 
 }  // namespace
 
-template <bool across, class T>
+template <bool across, bool flip, class T>
 void many_rows(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int64_t n, int64_t k, const T* bias,
                T* out, int64_t threads) {
-  product<across>(x, w, bits, rows, n, k, bias, out, threads);
+  product<across, flip>(x, w, bits, rows, n, k, bias, out, threads);
 }
 
-#define FASTMASK_MANY(across, T)                                                                                     \
-  template void many_rows<across, T>(const T*, const T*, const uint8_t*, const Rows&, int64_t, int64_t, const T*, T*, \
-                                     int64_t);
-FASTMASK_MANY(false, float)
-FASTMASK_MANY(true, float)
+#define FASTMASK_MANY(across, flip, T)                                                                             \
+  template void many_rows<across, flip, T>(const T*, const T*, const uint8_t*, const Rows&, int64_t, int64_t, const T*, \
+                                           T*, int64_t);
+#define FASTMASK_MANY_OF(T)     \
+  FASTMASK_MANY(false, false, T) \
+  FASTMASK_MANY(true, false, T)  \
+  FASTMASK_MANY(false, true, T)  \
+  FASTMASK_MANY(true, true, T)
+FASTMASK_MANY_OF(float)
 #if defined(__AVX512BF16__)
-FASTMASK_MANY(false, uint16_t)
-FASTMASK_MANY(true, uint16_t)
+FASTMASK_MANY_OF(uint16_t)
 #endif
 
 }  // namespace FASTMASK_ISA

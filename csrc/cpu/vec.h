@@ -38,10 +38,11 @@ inline M lanes(const uint8_t* bits) {
 inline M lanes(uint64_t word, int64_t at) { return M(word >> at); }
 inline M first(int64_t count) { return M(low_ones(count)); }
 inline M both(M a, M b) { return a & b; }
-// Inactive lanes are 0, and where they lie in memory is not touched.
+// Inactive lanes are 0, and where they lie in memory is not touched; negate() changes the sign of active ones.
 inline F load(const float* p, M m) { return _mm512_maskz_loadu_ps(m, p); }
 inline void store(float* p, F v, M m) { _mm512_mask_storeu_ps(p, m, v); }
 inline F keep(F v, M m) { return _mm512_maskz_mov_ps(m, v); }
+inline F negate(F v, M m) { return _mm512_mask_xor_ps(v, m, v, _mm512_set1_ps(-0.0f)); }
 inline F blend(M m, F yes, F no) { return _mm512_mask_blend_ps(m, no, yes); }
 inline uint32_t greater(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 inline F widen(const uint16_t* p) {
@@ -83,6 +84,7 @@ inline M both(M a, M b) { return _mm256_and_si256(a, b); }
 inline F load(const float* p, M m) { return _mm256_maskload_ps(p, m); }
 inline void store(float* p, F v, M m) { _mm256_maskstore_ps(p, m, v); }
 inline F keep(F v, M m) { return _mm256_and_ps(v, _mm256_castsi256_ps(m)); }
+inline F negate(F v, M m) { return _mm256_xor_ps(v, keep(_mm256_set1_ps(-0.0f), m)); }
 inline F blend(M m, F yes, F no) { return _mm256_blendv_ps(no, yes, _mm256_castsi256_ps(m)); }
 inline uint32_t greater(F a, F b) { return uint32_t(_mm256_movemask_ps(_mm256_cmp_ps(a, b, _CMP_GT_OQ))); }
 inline F widen(const uint16_t* p) {
@@ -135,6 +137,7 @@ inline void store(float* p, F v, M m) {
     if (m[i]) p[i] = v[i];
 }
 inline F keep(F v, M m) { return (F)((I)v & m); }
+inline F negate(F v, M m) { return (F)((I)v ^ ((I)set1(-0.0f) & m)); }
 inline F blend(M m, F yes, F no) { return (F)(((I)yes & m) | ((I)no & ~m)); }
 inline uint32_t greater(F a, F b) {
   const I m = a > b;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -151,6 +152,62 @@ def test_a_call_that_nobody_watches_has_the_bits_of_the_op(learned: bool) -> Non
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         results()
     assert any(e.key == "fastmask::masked_linear" for e in profile.key_averages())
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_learned_call_that_nobody_watches_has_the_bits_of_the_op(seed: int | None) -> None:
+    leaves = values(6, 45), values(37, 45, seed=1), values(37, 45, seed=2), values(37, seed=3)
+    x, w, scores, bias = (t.requires_grad_() for t in leaves)
+    dy = values(6, 37, seed=4)
+
+    def results() -> list[Tensor]:
+        torch.manual_seed(5)
+        y = ops.learned_linear(x, w, scores, seed=seed, samples=2, bias=bias, backend="cpu")
+        return [y.detach(), *torch.autograd.grad(y, (x, w, scores, bias), dy)]
+
+    alone = results()
+    with Seen() as seen:
+        watched = results()
+    assert {"fastmask::learned_linear", "fastmask::learned_linear_grad"} <= set(seen.names)
+    for got, want in zip(alone, watched, strict=True):
+        assert_same_bits(got, want)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [{"off": "flip"}, {"scale": "rsqrt_density"}], ids=str)
+def test_flipped_and_rescaled_weights_within_budget(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    def step(leaves: list[Tensor], dy: Tensor, backend: str) -> list[Tensor]:
+        x, w, scores = (t.clone().requires_grad_() for t in leaves)
+        y = ops.learned_linear(x, w, scores, seed=3, samples=3, **options, backend=backend)
+        return [y.detach(), *torch.autograd.grad(y, (x, scores), dy)]
+
+    for n, k in ((5, 7), (37, 45), (211, 601)):
+        for b in (3, 12, 48, 210):
+            leaves = [
+                values(b, k, dtype=dtype),
+                values(n, k, seed=1, dtype=dtype),
+                values(n, k, seed=2),
+            ]
+            dy = values(b, n, seed=4, dtype=dtype)
+            exact = step([t.double() for t in leaves], dy.double(), "reference")
+            plain, got = step(leaves, dy, "reference"), step(leaves, dy, "cpu")
+            for ours, other, best in zip(got, plain, exact, strict=True):
+                assert_within_budget(ours, other, best)
+
+
+def test_a_mask_of_almost_all_within_budget() -> None:
+    n, k, rows = 256, 256, 100
+    m = mask(n, k, density=0.99)
+    owner = torch.zeros(rows, dtype=torch.int64)
+    for seed in range(4):
+        x, w, dy = values(rows, k, seed=seed), values(n, k, seed=50 + seed), values(rows, n)
+        got = run(x, w, ops.pack(m).unsqueeze(0), dy)
+        reference = plain(x, w, m.unsqueeze(0), dy, owner)
+        exact = plain(x.double(), w.double(), m.unsqueeze(0), dy.double(), owner)
+        for one, other, best in zip(got, reference, exact, strict=True):
+            assert_within_budget(one, other, best)
 
 
 def test_forward_mode_is_refused_rather_than_wrong() -> None:

@@ -1,7 +1,7 @@
 """The CPU engine's learned_conv2d: drawn and selected by the engine, convolved by torch.
 
-Scores are taught by the engine too. Weights that are flipped or rescaled are the reference's; so are the
-gradients that go through the scale, those of the weight, and those of float64 scores.
+Scores are taught by the engine too. The gradients of the weight, and those of float64 scores, are the
+reference's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastmask.ops.learned_conv2d import reference
-from fastmask.ops.learned_linear.cpu import draw, score_grad
+from fastmask.ops.learned_linear.cpu import draw, score_grad, weights_of
 from fastmask.ops.masked_conv2d import cpu as masked
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -38,7 +38,7 @@ def learned_conv2d(
     geometry = (stride, padding, dilation, groups)
     if off == "zero" and not rescale:
         return masked.masked_conv2d(x, weight, active, bias, *geometry), active
-    weights = reference.weights_of(weight, active, off, rescale, x.dtype)
+    weights = weights_of(weight, active, off, rescale, x.dtype)
     return reference.conv2d(x, reference.laid_out(weights, weight), bias, *geometry), active
 
 
@@ -62,9 +62,7 @@ def learned_conv2d_grad(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """dL/dx, dL/dW, dL/dscores, dL/dbias; those not asked for are empty."""
     geometry = (stride, padding, dilation, groups)
-    selected = output_mask[0] and off == "zero" and not rescale
-    fused = output_mask[2] and not rescale and scores.dtype != torch.float64
-    rest = [output_mask[0] and not selected, False, False, output_mask[3]]
+    rest = [False, False, False, output_mask[3]]
     dx, dw, dscores, dbias = reference.learned_conv2d_grad(
         grad,
         x,
@@ -80,8 +78,11 @@ def learned_conv2d_grad(
         rescale,
         rest,
     )
-    if selected:
+    if output_mask[0] and off == "zero" and not rescale:
         dx = masked.grad_input(grad, weight, active, input_size, *geometry)
+    elif output_mask[0]:
+        weights = reference.laid_out(weights_of(weight, active, off, rescale, grad.dtype), weight)
+        dx = reference.conv2d_grad_input(grad, weights, input_size, *geometry)
     if output_mask[1] or output_mask[2]:
         assert x is not None
         dtype = reference.wide(grad, scores)
@@ -90,8 +91,9 @@ def learned_conv2d_grad(
         )
     if output_mask[1]:
         dw = reference.weight_grad(g, weight, active, off, rescale).contiguous()
-    if fused:
-        dscores = score_grad(g, weight, scores, seed, tau, off, g[0] if len(g) == 1 else None)
+    if output_mask[2] and scores.dtype != torch.float64:
+        into = g[0] if len(g) == 1 else None
+        dscores = score_grad(g, weight, scores, active, seed, tau, off, rescale, into)
     elif output_mask[2]:
         dscores = reference.score_grad(
             g, weight, scores, active, seed, method, tau, off, rescale

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks, _stepping
+from fastmask.ops import _checks, _eager, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.masked_linear.op import linear_operands, linear_shapes
@@ -85,13 +85,16 @@ def learned_linear(
     checked = learned_options(weight, scores, method, seed, samples, tau, mu, density, off, scale)
     _checks.rows(x, samples, groups, "samples")
     x, weight, bias = linear_operands(x, weight, bias)
+    given = (t for t in (x, weight, scores, bias, groups) if t is not None)
+    unwatched = _eager.unwatched() and all(map(_eager.ordinary, given))
     # Only sampled bits take a seed: the others must not advance torch's generator.
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     flat_groups = None if groups is None else groups.reshape(-1)
     step = _stepping.step_of(scores, x.dtype)
     options = (*checked, backend)
-    out, _ = _LearnedLinear.apply(rows, weight, scores, bias, flat_groups, key, options, step)
+    function = _Undispatched if unwatched else _LearnedLinear
+    out = function.apply(rows, weight, scores, bias, flat_groups, key, options, step)[0]
     return out.view(*x.shape[:-1], weight.shape[0]) if x.dim() != 2 else out
 
 
@@ -203,9 +206,9 @@ class _LearnedLinear(torch.autograd.Function):
         method, _, tau, _, _, off, rescale, backend = ctx.options
         wanted[2] = wanted[2] and not steps
         taught = (groups, seed, method, tau, off, rescale)
-        grads = torch.ops.fastmask.learned_linear_grad(
-            grad, x, weight, scores, active, *taught, wanted, backend
-        )
+        unwatched = _eager.unwatched() and _eager.ordinary(grad)
+        compute = _backward if unwatched else torch.ops.fastmask.learned_linear_grad
+        grads = compute(grad, x, weight, scores, active, *taught, wanted, backend)
         if steps:
             _defer(ctx, (grad, x, weight, ctx.scores), active, taught, backend)
         asked = (g if want else None for g, want in zip(grads, wanted, strict=True))
@@ -238,6 +241,22 @@ def _defer(
 
     node = ctx.next_functions[2][0]
     ctx.step.defer(node, ctx.scores, _stepping.Deferred(gradient, step))
+
+
+class _Undispatched(torch.autograd.Function):
+    """The same past torch's dispatcher: a step of 7 x 512 weights takes 160 us instead of 245 (Zen 4)."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        x, weight, scores, bias, groups, seed, (method, samples, _, *rest), _ = inputs
+        output = _forward(x, weight, scores, bias, groups, seed, method, samples, *rest)
+        ctx.set_materialize_grads(False)
+        _LearnedLinear.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _LearnedLinear.backward(ctx, *grads)
 
 
 def _forward(

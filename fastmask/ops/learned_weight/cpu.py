@@ -1,7 +1,6 @@
 """The CPU engine's learned_weight: drawn, selected and taught by the engine.
 
-Weights that are flipped or rescaled are the reference's; so are gradients that go through the scale,
-those of the weight, and those of float64 scores.
+The gradients of the weight, and those of float64 scores, are the reference's.
 """
 
 from __future__ import annotations
@@ -9,10 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmask.ops.learned_linear import reference as rule
-from fastmask.ops.learned_linear.cpu import draw, score_grad
+from fastmask.ops.learned_linear.cpu import draw, score_grad, weights_of
 from fastmask.ops.learned_weight import reference
-from fastmask.ops.masked_linear.cpu import select
 
 DTYPES = (torch.float32, torch.bfloat16)
 
@@ -30,9 +27,7 @@ def learned_weight(
 ) -> tuple[Tensor, Tensor]:
     """W' (S, *W.shape) of the samples, and their packed bits (S, bytes)."""
     active = draw(scores, seed, method, samples, mu, density)
-    if off == "zero" and not rescale:
-        return select(weight, active), active
-    return rule.weights_of(weight, active, off, rescale, weight.dtype).contiguous(), active
+    return weights_of(weight, active, off, rescale, weight.dtype), active
 
 
 def learned_weight_grad(
@@ -48,11 +43,11 @@ def learned_weight_grad(
     output_mask: list[bool],
 ) -> tuple[Tensor, Tensor]:
     """dL/dW and dL/dscores of G = dL/dW' (S, *W.shape); those not asked for are empty."""
-    fused = output_mask[1] and not rescale and scores.dtype != torch.float64
+    fused = output_mask[1] and scores.dtype != torch.float64
     rest = [output_mask[0], output_mask[1] and not fused]
     dw, dscores = reference.learned_weight_grad(
         grad, weight, scores, active, seed, method, tau, off, rescale, rest
     )
     if fused:
-        dscores = score_grad(grad.float(), weight, scores, seed, tau, off)
+        dscores = score_grad(grad.float(), weight, scores, active, seed, tau, off, rescale)
     return dw, dscores

@@ -44,12 +44,28 @@ def masked_linear(
     x: Tensor, weight: Tensor, active: Tensor, bias: Tensor | None, groups: Tensor | None
 ) -> Tensor:
     """x (B, K) through where(active, W, 0) (N, K) of each row's mask, plus bias."""
+    return _linear(x, weight, active, bias, groups)
+
+
+def _linear(
+    x: Tensor,
+    weight: Tensor,
+    active: Tensor,
+    bias: Tensor | None,
+    groups: Tensor | None,
+    flip: bool = False,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """The same with -W for what is masked out, or weights times their mask's scale (S), 1 for ones alone."""
     weight, active = weight.contiguous(), active.contiguous()
     (n, k), samples, count = weight.shape, active.shape[0], x.shape[0]
     bits = active.data_ptr()
     if _cpu.all_ones(bits, samples, n * k):
         return F.linear(x, weight, bias)
     if count > FEW * samples and _left_to_torch(x.dtype):
+        if flip or scales is not None:
+            weights = _effective(weight.expand(samples, n, k), active, flip, scales)
+            return reference.linear(x, weights, bias, groups)
         return _in_blocks(x, weight, active, bias, groups)
     rows, starts, order = _by_mask(x, groups, samples)
     bias = None if bias is None else bias.contiguous()
@@ -61,6 +77,8 @@ def masked_linear(
         bits,
         _address(starts),
         samples,
+        _address(scales),
+        int(flip),
         count,
         n,
         k,
@@ -73,13 +91,26 @@ def masked_linear(
 
 def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | None) -> Tensor:
     """dL/dx = dY where(active, W, 0)."""
+    return _grad_input(grad, weight, active, groups)
+
+
+def _grad_input(
+    grad: Tensor,
+    weight: Tensor,
+    active: Tensor,
+    groups: Tensor | None,
+    flip: bool = False,
+    scales: Tensor | None = None,
+) -> Tensor:
+    """dL/dx of _linear."""
     weight, active = weight.contiguous(), active.contiguous()
     (n, k), samples, count = weight.shape, active.shape[0], grad.shape[0]
     bits = active.data_ptr()
     if _cpu.all_ones(bits, samples, n * k):
         return grad @ weight
     if count > FEW * samples and _left_to_torch(grad.dtype):
-        return reference.linear_grad_input(grad, select(weight, active), groups)
+        weights = _effective(weight.expand(samples, n, k), active, flip, scales)
+        return reference.linear_grad_input(grad, weights, groups)
     rows, starts, order = _by_mask(grad, groups, samples)
     dx = rows.new_empty(count, k)
     _cpu.masked_linear_grad_input(
@@ -89,6 +120,8 @@ def grad_input(grad: Tensor, weight: Tensor, active: Tensor, groups: Tensor | No
         bits,
         _address(starts),
         samples,
+        _address(scales),
+        int(flip),
         count,
         n,
         k,
@@ -105,6 +138,25 @@ def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) 
     for s, rows in enumerate(reference.rows_of(groups, len(active), len(x))):
         _add_selected((grad[rows].T @ x[rows]).float().contiguous(), active[s], s > 0, out)
     return out.to(grad.dtype)
+
+
+def _effective(weights: Tensor, active: Tensor, flip: bool, scales: Tensor | None) -> Tensor:
+    """scales[s] * where(active[s], weights[s], 0 or, to flip, -weights[s]), (S, ...), contiguous."""
+    out = weights.new_empty(weights.shape)
+    factors = [1.0] * len(active) if scales is None else scales.tolist()
+    for weight, bits, factor, one in zip(weights, active, factors, out, strict=True):
+        weight, bits = weight.contiguous(), bits.contiguous()
+        _cpu.effective_weight(
+            weight.data_ptr(),
+            _kind(weight),
+            bits.data_ptr(),
+            weight.numel(),
+            int(flip),
+            factor,
+            one.data_ptr(),
+            torch.get_num_threads(),
+        )
+    return out
 
 
 def _add_selected(dense: Tensor, bits: Tensor, add: bool, out: Tensor) -> None:
