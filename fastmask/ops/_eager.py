@@ -32,3 +32,8 @@ def ordinary(value: Tensor) -> bool:
         and value.layout is torch.strided
         and not value.is_neg()
     )
+
+
+def plain_call(*tensors: Tensor | None) -> bool:
+    """Whether nothing sees this thread's ops and all that is given is plain memory of the CPU."""
+    return unwatched() and all(t is None or ordinary(t) for t in tensors)

@@ -185,3 +185,28 @@ def test_calls_that_nothing_watches_are_those_that_something_does(
     monkeypatch.setattr(op._MaskedConv2d, "apply", None)
     for one, other in zip(results(), seen, strict=True):
         assert_same_bits(one, other)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_learned_convolutions_have_the_gradients_of_two_calls_in_one(
+    dtype: torch.dtype, last: bool
+) -> None:
+    x, w, _, _ = layer(2, dtype)
+    if last:
+        x = x.to(memory_format=torch.channels_last)
+    scores = values(*w.shape, seed=5)
+    leaves = [x.requires_grad_(), scores.requires_grad_()]
+    y = ops.learned_conv2d(x, w, scores, seed=7, **PADDED)
+    dy = values(*y.shape, dtype=dtype)
+    both = torch.autograd.grad(y, leaves, dy, retain_graph=True)
+    for i, got in enumerate(both):
+        one = [t.detach().requires_grad_(i == j) for j, t in enumerate(leaves)]
+        alone = ops.learned_conv2d(one[0], w, one[1], seed=7, **PADDED)
+        assert_same_bits(torch.autograd.grad(alone, one[i], dy)[0], got)
+    with torch.profiler.profile():
+        watched = ops.learned_conv2d(x, w, scores, seed=7, **PADDED)
+        others = torch.autograd.grad(watched, leaves, dy)
+    assert_same_bits(watched.detach(), y.detach())
+    for got, other in zip(both, others, strict=True):
+        assert_same_bits(got, other)

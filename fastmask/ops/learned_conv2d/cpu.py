@@ -78,17 +78,23 @@ def learned_conv2d_grad(
         rescale,
         rest,
     )
-    if output_mask[0] and off == "zero" and not rescale:
-        dx = masked.grad_input(grad, weight, active, input_size, *geometry)
-    elif output_mask[0]:
-        weights = reference.laid_out(weights_of(weight, active, off, rescale, grad.dtype), weight)
-        dx = reference.conv2d_grad_input(grad, weights, input_size, *geometry)
+    plain, together = off == "zero" and not rescale, False
     if output_mask[1] or output_mask[2]:
         assert x is not None
-        dtype = reference.wide(grad, scores)
-        g = reference.conv2d_grad_weights(
-            grad.to(dtype), x.to(dtype), len(active), list(weight.shape), *geometry
-        )
+        dtype, samples = reference.wide(grad, scores), len(active)
+        ordered = all(t.is_contiguous() and t.dtype == dtype for t in (grad, x, weight))
+        together = output_mask[0] and plain and samples == 1 and ordered
+        if together:
+            dx, g = masked._both_grads(grad, x, weight, active, *geometry)
+        else:
+            g = reference.conv2d_grad_weights(
+                grad.to(dtype), x.to(dtype), samples, list(weight.shape), *geometry
+            )
+    if output_mask[0] and plain and not together:
+        dx = masked.grad_input(grad, weight, active, input_size, *geometry)
+    elif output_mask[0] and not plain:
+        weights = reference.laid_out(weights_of(weight, active, off, rescale, grad.dtype), weight)
+        dx = reference.conv2d_grad_input(grad, weights, input_size, *geometry)
     if output_mask[1]:
         dw = reference.weight_grad(g, weight, active, off, rescale).contiguous()
     if output_mask[2] and scores.dtype != torch.float64:

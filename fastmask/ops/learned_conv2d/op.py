@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks, _stepping
+from fastmask.ops import _checks, _eager, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.learned_linear.op import learned_options
@@ -86,7 +86,9 @@ def learned_conv2d(
     # Only sampled bits take a seed: the others must not advance torch's generator.
     key = seed_tensor(seed, scores) if method == "gumbel" else None
     options = (*checked, backend)
-    out, _ = _LearnedConv2d.apply(images, cast, scores, bias, key, geometry, options)
+    tensors = images, cast, scores, bias, key
+    compute = _Undispatched if _eager.plain_call(*tensors) else _LearnedConv2d
+    out, _ = compute.apply(*tensors, geometry, options)
     return out.squeeze(0) if x.dim() == 3 else out
 
 
@@ -122,12 +124,27 @@ class _LearnedConv2d(torch.autograd.Function):
         x, weight, scores, active, seed = ctx.saved_tensors
         method, _, tau, _, _, off, rescale, backend = ctx.options
         wanted = list(ctx.needs_input_grad[:4])
-        grads = torch.ops.fastmask.learned_conv2d_grad(
+        plain = _eager.plain_call(grad, x, weight, scores)
+        compute = _backward if plain else torch.ops.fastmask.learned_conv2d_grad
+        grads = compute(
             grad, x, weight, scores, active, seed, ctx.size, *ctx.geometry, method, tau, off, rescale,
             wanted, backend,
         )  # fmt: skip
         asked = (g if want else None for g, want in zip(grads, wanted, strict=True))
         return *asked, None, None, None
+
+
+class _Undispatched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, geometry, (method, samples, _, *rest) = inputs
+        output = _forward(*tensors, *geometry, method, samples, *rest)
+        _LearnedConv2d.setup_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _LearnedConv2d.backward(ctx, *grads)
 
 
 def _forward(

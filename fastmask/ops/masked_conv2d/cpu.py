@@ -6,6 +6,7 @@ A selected weight lies in memory that lives from call to call: torch reads it in
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,9 +83,27 @@ def grad_weight(
     return out.to(dtype)
 
 
+def _both_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, active: Tensor, *geometry: Any
+) -> tuple[Tensor, Tensor]:
+    """dL/dx and the gradient (1, *W.shape) of the selected weight, where one mask is and all lies in order.
+
+    One call of torch's has the bits of two, and puts what both read into its own layout once.
+    """
+    stride, padding, dilation, groups = geometry
+
+    def product(dy: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        dx, dw, _ = torch.ops.aten.convolution_backward(
+            dy, x, w, None, stride, padding, dilation, False, [0, 0], groups, [True, True, False]
+        )  # fmt: skip
+        return dx.contiguous(), dw.contiguous().unsqueeze(0)
+
+    return _by_mask(grad, weight, active, product)
+
+
 def _by_mask(
-    images: Tensor, weight: Tensor, active: Tensor, product: Callable[[Tensor, Tensor], Tensor]
-) -> Tensor:
+    images: Tensor, weight: Tensor, active: Tensor, product: Callable[[Tensor, Tensor], Any]
+) -> Any:
     """The product of each mask's images with where(active, W, 0), which has the strides of W."""
     active = active.contiguous()
     alone, plain, size = len(active) == 1, weight.is_contiguous(), (weight.nbytes + 63) // 64 * 64

@@ -208,12 +208,14 @@ class _MaskedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, active = ctx.saved_tensors
         x_size, weight_size = ctx.sizes
-        ops = torch.ops.fastmask
         dx = dw = db = None
+        plain = _eager.plain_call(grad, x, weight, active)
         if ctx.needs_input_grad[0]:
-            dx = ops.masked_conv2d_grad_input(grad, weight, active, x_size, *ctx.rest)
+            of_input = _grad_input if plain else torch.ops.fastmask.masked_conv2d_grad_input
+            dx = of_input(grad, weight, active, x_size, *ctx.rest)
         if ctx.needs_input_grad[1]:
-            dw = ops.masked_conv2d_grad_weight(grad, x, active, weight_size, *ctx.rest)
+            of_weight = _grad_weight if plain else torch.ops.fastmask.masked_conv2d_grad_weight
+            dw = of_weight(grad, x, active, weight_size, *ctx.rest)
         if ctx.needs_input_grad[3]:
             db = grad.sum(dim=(0, 2, 3))
         return dx, dw, None, db, None, None, None, None, None
@@ -222,6 +224,9 @@ class _MaskedConv2d(torch.autograd.Function):
 class _Undispatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
+        # The gradients' ops take pairs.
+        pairs = ([v, v] if isinstance(v, int) else [*v] for v in inputs[4:7])
+        inputs = (*inputs[:4], *pairs, *inputs[7:])
         _MaskedConv2d.setup_context(ctx, inputs, inputs[0])
         return _forward(*inputs)
 
