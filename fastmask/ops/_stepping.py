@@ -7,7 +7,8 @@ the scores in that backward, it steps so; else gradients are computed, added up 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -44,6 +45,7 @@ class ScoreStep:
         self.rule: Rule | None = rule
         self._deferred: list[Deferred] = []
         self._backward = -1
+        self._streams: set[torch.cuda.Stream] = set()
         self._handle = scores.register_post_accumulate_grad_hook(self)
 
     def remove(self) -> None:
@@ -78,10 +80,26 @@ class ScoreStep:
         if self._backward != task:
             self._deferred, self._backward = [], task  # what an earlier backward left that raised
         self._deferred.append(deferred)
+        if scores.is_cuda:
+            self._streams.add(torch.cuda.current_stream(scores.device))
         # Not every version of torch calls a tensor's hooks where there is no gradient; all call a node's.
         if not node.metadata.get(self):
             node.metadata[self] = True
             node.register_hook(lambda *_: self(scores) if self._deferred else None)
+
+    @contextlib.contextmanager
+    def _in_order(self, scores: Tensor) -> Iterator[None]:
+        """Run behind the streams of what was deferred: autograd waits where it passes gradients on."""
+        streams, self._streams = self._streams, set()
+        if not streams:
+            yield
+            return
+        here = torch.cuda.current_stream(scores.device)
+        for stream in streams - {here}:
+            here.wait_stream(stream)
+        yield
+        for stream in streams - {here}:  # what lies in their memory has been read
+            stream.wait_stream(here)
 
     @torch.no_grad()
     def _settle(self, scores: Tensor, rule: Rule, deferred: list[Deferred]) -> None:
@@ -104,7 +122,8 @@ class ScoreStep:
         if rule is None or rule.accumulates or (not deferred and scores.grad is None):
             return
         _refuse(scores)
-        self._settle(scores, rule, deferred)
+        with self._in_order(scores):
+            self._settle(scores, rule, deferred)
 
 
 def step_of(scores: Tensor, dtype: torch.dtype) -> ScoreStep | None:

@@ -13,9 +13,11 @@ from masked_nets import MASKS, SGD, Net, loss_of, scores_of
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from fastmask import _backend
 from fastmask.masks import GumbelMask, ThresholdMask
 from fastmask.nn import MaskedConv2d, MaskedLinear, MaskedMultiheadAttention
 from fastmask.ops import _stepping
+from fastmask.ops._stepping import ScoreStep
 from fastmask.optim import step_in_backward
 from fastmask.testing import assert_same_bits, values
 
@@ -76,6 +78,48 @@ def test_every_bit_is_that_of_backward_and_step(mask: str, gradients_made: list[
     assert_as_sgd(Net(MASKS[mask]))
     assert gradients_made == [False] * 6, "no gradient of scores is ever made"
     assert_as_sgd(Net(MASKS[mask]), maximize=True, steps=1)
+
+
+@pytest.mark.skipif(bool(_backend.missing("cpu")), reason="the reference makes the gradient")
+@pytest.mark.parametrize("stepping", [False, True])
+def test_no_tensor_holds_the_gradient(stepping: bool) -> None:
+    net = Net()
+    if stepping:
+        step_in_backward(net, lr=0.1)
+    sizes, made = [], torch.Tensor.new_empty
+
+    def seen(*args: Any, **options: Any) -> Tensor:
+        sizes.append(tuple(made(*args, **options).shape))
+        return made(*args, **options)
+
+    loss = loss_of(net, values(4, 9))
+    with mock.patch.object(torch.Tensor, "new_empty", seen):
+        loss.backward()
+    assert ((9, 9) in sizes) != stepping
+
+
+def test_work_of_other_streams_is_waited_for() -> None:
+    """Of CUDA's streams nothing but the order is seen here."""
+    net, log = Net(), []
+
+    class Stream:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            log.append((self.name, other.name))
+
+    step = ScoreStep(net.first.mask.own_scores(), mock.Mock())
+    first, second = Stream("first"), Stream("second")
+    step._streams = {first, second}  # type: ignore[arg-type]
+    with mock.patch("torch.cuda.current_stream", return_value=second):
+        with step._in_order(net.first.mask.own_scores()):
+            assert log == [("second", "first")]
+            log.append(("step", "now"))
+        assert log[1:] == [("step", "now"), ("first", "second")]
+        with step._in_order(net.first.mask.own_scores()):
+            pass
+    assert len(log) == 3
 
 
 def test_scores_used_twice_take_one_step(gradients_made: list[bool]) -> None:
