@@ -38,7 +38,7 @@ def step_in_backward(
     reaches the scores, the step is taken where their gradient is summed: no tensor holds it. Elsewhere
     (convolutions, attention, scores used twice, penalties on them, compiled code) the gradient of one
     tensor of scores at a time exists until its step. Both are the same step: the same bits from the
-    reference and, in float32 with nothing rescaled, from the C++ engine.
+    reference and, in float32, from the C++ engine.
 
     - What is returned is a torch.optim.SGD, for schedulers, `param_groups` and state dicts (torch's, both
       ways); its `step()` and `zero_grad()` have nothing to do.

@@ -21,6 +21,7 @@ from fastmask.optim import protect, step_in_backward
 from fastmask.testing import assert_same_bits, values
 
 
+@pytest.mark.filterwarnings("ignore:Using backward")
 def test_what_the_backward_refuses() -> None:
     net = Net()
     handle = step_in_backward(net, lr=0.1)

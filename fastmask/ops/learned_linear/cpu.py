@@ -93,17 +93,8 @@ def learned_linear_grad(
     )
     if fused:
         assert x is not None
-        shifts = None
-        if a is not None:
-            # In float32 whatever the dtype is, as G is.
-            here = dx if output_mask[0] and dx.dtype == torch.float32 else None
-            if here is None:
-                here = masked._grad_input(grad.float(), weight.float(), active, groups, False, a)
-            by_row = torch.linalg.vecdot(x.double(), here.double())
-            through = by_row.new_zeros(len(active))
-            for s, rows in enumerate(masked.reference.rows_of(groups, len(active), len(x))):
-                through[s] = by_row[rows].sum()
-            shifts = _shifts(a, through, weight)
+        here = dx if output_mask[0] and dx.dtype == torch.float32 else None
+        shifts = None if a is None else _through(grad, x, weight, active, groups, a, here)
         dscores = _straight_through(
             grad, x, weight, scores, len(active), groups, seed, tau, off, a, shifts
         )
@@ -130,6 +121,25 @@ def _scales(active: Tensor, weight: Tensor) -> Tensor:
 def _shifts(a: Tensor, through: Tensor, weight: Tensor) -> Tensor:
     """What the scales take from dL/db, (S): a**2 / (2 N K) * sum(G * W')."""
     return (a.double() ** 2 * through / (2 * max(weight.numel(), 1))).float()
+
+
+def _through(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    active: Tensor,
+    groups: Tensor | None,
+    a: Tensor,
+    dx: Tensor | None,
+) -> Tensor:
+    """The shifts (S) of the rows that were multiplied; in float32 whatever the dtype is, as G is."""
+    if dx is None:
+        dx = masked._grad_input(grad.float(), weight.float(), active, groups, False, a)
+    by_row = torch.linalg.vecdot(x.double(), dx.double())
+    through = by_row.new_zeros(len(active))
+    for s, rows in enumerate(masked.reference.rows_of(groups, len(active), len(x))):
+        through[s] = by_row[rows].sum()
+    return _shifts(a, through, weight)
 
 
 def score_grad(

@@ -1,6 +1,6 @@
 """The CPU engine's learned_linear_step_: scores are stepped where their gradient is summed, 64 at a time.
 
-Float32 scores of weights that are not rescaled; the others get a gradient of their own, and then a step.
+Float32 scores; others get a gradient of their own, and then a step.
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ def learned_linear_step_(
     """Scores and momenta after a step along dL/dscores, in place."""
     numbers = (momentum, weight_decay, dampening, nesterov, maximize, first)
     held = [] if momenta is None else [momenta]
-    if rescale or scores.dtype != torch.float32:
+    if scores.dtype != torch.float32:
         g = learned.learned_linear_grad(
             grad, x, weight, scores, active, groups, seed, method, tau, off, rescale, SCORES
         )[2]
         sgd = engine if scores.dtype in engine.DTYPES else plain
         sgd.masked_sgd_([scores], [g], held, [None], lr, *numbers)
         return
+    a = learned._scales(active, weight) if rescale else None
+    shifts = None if a is None else learned._through(grad, x, weight, active, groups, a, None)
     weight = weight.contiguous()
     rows, starts, order = masked._by_mask(x, groups, len(active))
     grad = grad.contiguous() if order is None else grad[order]
@@ -67,9 +69,9 @@ def learned_linear_step_(
             weight.shape[0],
             weight.shape[1],
             tau,
-            1.0 if off == "zero" else 2.0,
-            0,
-            0,
+            learned._span(off),
+            masked._address(a),
+            masked._address(shifts),
             theta.data_ptr(),
             buf[0].data_ptr() if buf else 0,
             -lr.item(),

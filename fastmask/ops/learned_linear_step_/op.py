@@ -41,7 +41,7 @@ def learned_linear_step_(
     """Step scores along the gradient that `learned_linear` gives them: `masked_sgd_` with `dL/dscores`.
 
     The gradient is that of the scores as they are before the step. Where it is summed it is used, so that
-    no tensor holds it; with `scale`, and on the CPU for scores that are not float32, one does, in between.
+    no tensor holds it; on the CPU, for scores that are not float32, one does in between.
     `fastmask.optim.step_in_backward` makes every backward of a learned layer do this.
 
     Args:
