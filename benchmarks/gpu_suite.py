@@ -61,6 +61,7 @@ PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     ("learned_conv2d", "default", ("bfloat16",), False),
     ("learned_weight", "default", ("bfloat16",), False),
     ("masked_weights", "default", ("float32",), False),
+    ("learned_weights", "default", ("float32",), False),
     ("learned_linear", "4096x4096x256", ("bfloat16",), True),
     ("masked_linear", "tasks", ("bfloat16",), False),
     ("masked_linear", "densities", ("bfloat16",), False),

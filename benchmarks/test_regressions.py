@@ -22,6 +22,8 @@ SHAPES = {
     "learned_linear": "1024x1024x8",
     "compressed_linear": "1024x1024x1",
     "learned_weight": "1024x1024",
+    "masked_weights": "resnet18",
+    "learned_weights": "resnet18",
     "masked_conv2d": "default",
     "learned_conv2d": "default",
     "masked_sgd_": "resnet18",

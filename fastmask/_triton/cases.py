@@ -29,7 +29,7 @@ class Case:
 
 def cases() -> list[Case]:
     """Every case, op by op."""
-    return [*_bits(), *_steps(), *_conv(), *_linear(), *_learned(), *_weight()]
+    return [*_bits(), *_steps(), *_conv(), *_linear(), *_learned(), *_weight(), *_weights()]
 
 
 def _bits() -> Iterator[Case]:
@@ -186,6 +186,30 @@ def _weight() -> Iterator[Case]:
         yield Case("learned_weight", _name(dtype), "learned_weight", drawn)
         taught = (g.to(dtype), w, scores, bits, seed, "gumbel", 0.5, "zero", True, [True, True])
         yield Case("learned_weight", f"{_name(dtype)}-dw-ds", "learned_weight_grad", taught)
+
+
+def _weights() -> Iterator[Case]:
+    many = [torch.zeros(n, 16, 3, 3) for n in (16, 32, 64)]
+    last = [w.to(memory_format=torch.channels_last) for w in many]
+    seeds, packed = torch.arange(3), [_bytes(w.numel()) for w in many]
+    for scores, what in ((many, ""), (last, "-last")):
+        for dtype in FLOATS[:2]:
+            w = [one.to(dtype) for one in scores]
+            drawn = (w, scores, seeds, "gumbel", 0.0, None, "zero", dtype)
+            yield Case("learned_weights", f"{_name(dtype)}{what}", "learned_weights", drawn)
+            taught = (w, w, scores, packed, seeds, "gumbel", 0.5, "zero", [True, True])
+            yield _gradients(f"{_name(dtype)}{what}-dw-ds", taught)
+    halves = [w.half() for w in many]
+    rounded = (many, many, seeds, "gumbel", 0.0, None, "flip", torch.bfloat16)
+    yield Case("learned_weights", "float32-to-bfloat16-flip", "learned_weights", rounded)
+    above = (halves, many, None, "threshold", 0.5, None, "zero", torch.float16)
+    yield Case("learned_weights", "float16-threshold", "learned_weights", above)
+    of_scores = (halves, many, many, packed, seeds, "gumbel", 1.0, "flip", [False, True])
+    yield _gradients("float16-to-float32-ds", of_scores)
+
+
+def _gradients(what: str, arguments: tuple[Any, ...]) -> Case:
+    return Case("learned_weights", what, "learned_weights_grad", arguments)
 
 
 def _forward(dtype: torch.dtype, what: str, arguments: tuple[Any, ...]) -> Case:

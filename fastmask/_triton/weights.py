@@ -22,14 +22,27 @@ def logical(place, AREA, depth):
 
 
 @triton.jit
+def rounded(ones, w, out_ptr, FLIP: tl.constexpr):
+    """Where there is a one the weight as it is stored, elsewhere 0 or its negative."""
+    w = w.to(out_ptr.dtype.element_ty)
+    if FLIP:
+        # The interpreter negates bfloat16 wrongly.
+        w = w.to(tl.float32)
+    return tiles.select(ones, w, FLIP)
+
+
+@triton.jit
 def _select(
-    weight_ptr, bits_ptr, scale_ptr, out_ptr, n, size, samples, depth,
+    weight_ptr, bits_ptr, scale_ptr, out_ptr, n, size, gap, samples, depth,
     AREA: tl.constexpr, FLIP: tl.constexpr, BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     at = packed.start(BLOCK, WIDE) + tl.arange(0, BLOCK)
     place = at[:, None] * 8 + tl.arange(0, 8)[None, :]
     inside = place < n
     w = tl.load(weight_ptr + place, mask=inside, other=0.0)
+    if FLIP:
+        # The interpreter negates bfloat16 wrongly.
+        w = w.to(tl.float32)
     for sample in range(samples):
         if AREA == 1:
             ones = packed.expand(tl.load(bits_ptr + at, mask=at * 8 < n, other=0))
@@ -40,7 +53,7 @@ def _select(
             chosen = chosen.to(tl.float32) * tl.load(scale_ptr + sample)
         tl.store(out_ptr + place, chosen, mask=inside)
         bits_ptr += size
-        out_ptr += size.to(tl.int64) * 8
+        out_ptr += gap.to(tl.int64)
 
 
 @triton.jit
@@ -108,19 +121,32 @@ def select(
     weight: Tensor, active: Tensor, flip: bool = False, scale: Tensor | None = None
 ) -> list[Tensor]:
     """where(active, W, 0) of each mask (S, bytes), in the memory format of W; flipped, or scaled by (S,)."""
-    n, (samples, size) = weight.numel(), active.shape
     order, depth = layout(weight)
-    source, active = weight.contiguous(memory_format=order), active.contiguous()
-    area = weight.shape[2:].numel() if order == torch.channels_last else 1
+    source = weight.contiguous(memory_format=order)
     # Each mask's weights start on a word, wherever n ends.
-    out = torch.empty((samples, size * 8), dtype=weight.dtype, device=weight.device)
+    out = weight.new_empty((len(active), active.shape[1] * 8))
+    area = weight.shape[2:].numel() if order == torch.channels_last else 1
+    write(source, active, out, flip, scale, area, depth)
+    return [like(one.as_strided(source.shape, source.stride()), weight) for one in out]
+
+
+def write(
+    weight: Tensor,
+    active: Tensor,
+    out: Tensor,
+    flip: bool,
+    scale: Tensor | None,
+    area: int = 1,
+    depth: int = 1,
+) -> None:
+    """Write what `select` gives into the rows of `out` (S, n or more), in the weight's order in memory."""
+    n, (samples, size), active = weight.numel(), active.shape, active.contiguous()
     if n > 0:
         with launch.on(weight):
             _select[(triton.cdiv(size, BYTES),)](
-                source, active, scale, out, n, size, samples, depth,
+                weight, active, scale, out, n, size, out.stride(0), samples, depth,
                 AREA=area, FLIP=flip, BLOCK=BYTES, WIDE=launch.wide(size * 8), enable_fp_fusion=False,
             )  # fmt: skip
-    return [like(one.as_strided(source.shape, source.stride()), weight) for one in out]
 
 
 def drawn_at_once(weight: Tensor, scores: Tensor) -> bool:

@@ -47,8 +47,8 @@ class FixedMask(Mask):
     def bits_now(self) -> Tensor:
         return self.bits
 
-    def steady(self) -> tuple[Tensor, tuple[Any, ...]]:
-        return self.bits, ()
+    def made_from(self) -> tuple[Tensor, dict[str, Any], bool]:
+        return self.bits, {}, False
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return ops.masked_linear(x, weight, self.bits, bias)

@@ -47,10 +47,11 @@ class Mask(nn.Module, ABC):
     def bits_now(self) -> Tensor:
         """Packed bits uint8 (bytes,) of evaluation: 1 = active."""
 
-    def steady(self) -> tuple[Tensor, tuple[Any, ...]] | None:
-        """What decides `bits_now`, a tensor and settings, where the forward reads those bits and no more.
+    def made_from(self) -> tuple[Tensor, dict[str, Any], bool] | None:
+        """What decides the masked weight that a forward reads now: a tensor, settings, whether that learns.
 
-        None where it draws or learns, or does more to a weight than to select it.
+        Where it learns, that weight is `learned_weights`' of these settings, else `masked_weights`' of
+        `bits_now`. None where it is neither: of several samples, say, or rescaled.
         """
         return None
 
@@ -169,10 +170,12 @@ class ScoreMask(Mask):
         mask.register_parameter(self.scores_name, scores)
         return mask
 
-    def steady(self) -> tuple[Tensor, tuple[Any, ...]] | None:
-        if self.training or not self._bits_say_all():
+    def made_from(self) -> tuple[Tensor, dict[str, Any], bool] | None:
+        settings = self.learned_options()
+        single = settings.pop("samples", 1) == 1 and settings.pop("scale", None) is None
+        if not (single if self.training else self._bits_say_all()):
             return None
-        return self.own_scores(), tuple(self.learned_options().items())
+        return self.own_scores(), settings, self.training
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x (..., K) through the masked weight (N, K): (..., N).

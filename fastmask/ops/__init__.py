@@ -5,6 +5,7 @@ from fastmask.ops.learned_conv2d.op import learned_conv2d
 from fastmask.ops.learned_linear.op import learned_linear
 from fastmask.ops.learned_linear_step_.op import learned_linear_step_
 from fastmask.ops.learned_weight.op import learned_weight
+from fastmask.ops.learned_weights.op import learned_weights
 from fastmask.ops.masked_adamw_.op import masked_adamw_
 from fastmask.ops.masked_conv2d.op import masked_conv2d
 from fastmask.ops.masked_linear.op import masked_linear
@@ -26,6 +27,7 @@ __all__ = [
     "learned_linear",
     "learned_linear_step_",
     "learned_weight",
+    "learned_weights",
     "masked_adamw_",
     "masked_conv2d",
     "masked_linear",

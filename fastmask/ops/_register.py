@@ -24,7 +24,7 @@ def register(
     torch.library.define(name, schema[schema.index("(") :], tags=tuple(tags))
     torch.library.impl(name, "CompositeExplicitAutograd", implementation)
     torch.library.register_fake(name, fake)
-    if not schema.endswith(("-> ()", "[]")):
+    if not schema.endswith(("-> ()", "[]", "[])")):
         torch.library.register_vmap(name, _slice_by_slice(getattr(torch.ops.fastmask, op)))
 
 

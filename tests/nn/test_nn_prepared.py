@@ -94,7 +94,7 @@ def test_training_gives_the_same_gradients_and_learned_masks_learn(
         if ready:
             with prepared(model) as names:
                 model(x).square().sum().backward()
-            assert names == ("0", "1", "2") and convolved == [model[i] for i in range(3)]
+            assert names == ("0", "1", "2", "3") and convolved == [model[i] for i in range(4)]
         else:
             model(x).square().sum().backward()
         grads = {name: p.grad for name, p in model.named_parameters()}

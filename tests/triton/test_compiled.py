@@ -73,7 +73,11 @@ def test_tf32_only_where_torch_allows_it(precision: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("capability", aot.CAPABILITIES)
 def test_thresholds_are_never_contracted(capability: int) -> None:
     for case in CASES:
-        if case.op == "sample_mask" or str(case) == "learned_conv2d-float32-gumbel":
+        if case.op == "sample_mask" or str(case) in (
+            "learned_conv2d-float32-gumbel",
+            "learned_weights-float32",
+            "learned_weights-bfloat16-last",
+        ):
             for machine in machines(case, capability):
                 assert not re.search(r"\bfma\.", machine.ptx), case
                 assert re.search(r"\bdiv\.rn\.f32\b", machine.ptx), case

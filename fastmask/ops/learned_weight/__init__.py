@@ -1,1 +1,1 @@
-"""learned_conv2d: contract in op.py, meaning in reference.py."""
+"""learned_weight: contract in op.py, meaning in reference.py."""

@@ -14,30 +14,12 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask._triton import bits as packed
-from fastmask._triton import launch, philox, tiles
+from fastmask._triton import launch, philox, tiles, weights
 from fastmask.ops.learned_linear.triton import draw, scale
 from fastmask.ops.learned_weight import reference
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 BYTES = 128
-
-
-@triton.jit
-def _select(
-    weight_ptr, bits_ptr, scale_ptr, out_ptr, n, size, samples,
-    BLOCK: tl.constexpr, FLIP: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    at = packed.start(BLOCK, WIDE) + tl.arange(0, BLOCK)
-    element = at[:, None] * 8 + tl.arange(0, 8)[None, :]
-    weight = tl.load(weight_ptr + element, mask=element < n, other=0.0).to(tl.float32)
-    for sample in range(samples):
-        ones = packed.expand(tl.load(bits_ptr + at, mask=at < size, other=0))
-        chosen = tiles.select(ones, weight, FLIP)
-        if scale_ptr is not None:
-            chosen *= tl.load(scale_ptr + sample)
-        tl.store(out_ptr + element, chosen, mask=element < n)
-        bits_ptr += size
-        out_ptr += n
 
 
 @triton.jit
@@ -107,16 +89,10 @@ def learned_weight(
 ) -> tuple[Tensor, Tensor]:
     """W' (S, *W.shape) of the samples, and their packed bits (S, bytes)."""
     active = draw(scores, seed, method, samples, mu, density)
-    weight, (count, size) = weight.contiguous(), active.shape
-    out = torch.empty((count, *weight.shape), dtype=weight.dtype, device=weight.device)
-    if out.numel() == 0:
-        return out, active
-    a = scale(active, weight.numel()) if rescale else None
-    with launch.on(weight):
-        _select[(triton.cdiv(size, BYTES),)](
-            weight, active, a, out, weight.numel(), size, count,
-            BLOCK=BYTES, FLIP=off == "flip", WIDE=launch.wide(size * 8), enable_fp_fusion=True,
-        )  # fmt: skip
+    n, weight = weight.numel(), weight.contiguous()
+    out = torch.empty((len(active), *weight.shape), dtype=weight.dtype, device=weight.device)
+    a = scale(active, n) if rescale else None
+    weights.write(weight, active, out.view(len(active), n), off == "flip", a)
     return out, active
 
 

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastmask._triton import bits as packed
-from fastmask._triton import launch, tiles
+from fastmask._triton import launch, tables
 from fastmask._triton import weights as each
 from fastmask._triton.weights import layout, logical
 
@@ -20,7 +20,9 @@ ROW = 7
 
 
 @triton.jit
-def _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, WHOLE: tl.constexpr):
+def _block(
+    weight_ptr, bits_ptr, out_ptr, at, n, area, depth, FLIP: tl.constexpr, WHOLE: tl.constexpr
+):  # fmt: skip
     """Bytes `at` of a layer's bits; a whole block asks no element whether it is there."""
     place = at[:, None] * 8 + tl.arange(0, 8)[None, :]
     if WHOLE:
@@ -29,30 +31,27 @@ def _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, WHOLE: tl.constexp
             ones = packed.expand(tl.load(bits_ptr + at))
         else:
             ones = packed.gather(bits_ptr, logical(place, area, depth), place >= 0)
-        tl.store(out_ptr + place, tiles.select(ones, w, False))
+        tl.store(out_ptr + place, each.rounded(ones, w, out_ptr, FLIP))
     else:
         w = tl.load(weight_ptr + place, mask=place < n, other=0.0)
         ones = packed.gather(bits_ptr, logical(place, area, depth), place < n)
-        tl.store(out_ptr + place, tiles.select(ones, w, False), mask=place < n)
+        tl.store(out_ptr + place, each.rounded(ones, w, out_ptr, FLIP), mask=place < n)
 
 
 @triton.jit
 def _select_all(
     table_ptr, like_ptr, out_ptr, layers,
-    LAYERS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr, BLOCK: tl.constexpr,
-    WIDE: tl.constexpr,
+    LAYERS: tl.constexpr, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr, FLIP: tl.constexpr,
+    BLOCK: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    program = tl.program_id(0)
-    layer = tl.arange(0, LAYERS)
-    begins = tl.load(table_ptr + layer * COLUMNS + 6, mask=layer < layers, other=2**62)
-    row = table_ptr + (tl.sum((begins <= program).to(tl.int32)) - 1) * COLUMNS
+    row, _ = tables.row(table_ptr, layers, LAYERS, COLUMNS)
     weight_ptr = tl.load(row).to(like_ptr.dtype)
     if ALIGNED:
         weight_ptr = tl.multiple_of(weight_ptr, 16)
     bits_ptr = tl.load(row + 1).to(tl.pointer_type(tl.uint8))
     out_ptr += tl.multiple_of(tl.load(row + 2), 64)
     n, area, depth = tl.load(row + 3), tl.load(row + 4), tl.load(row + 5)
-    first = (program - tl.load(row + 6)) * BLOCK
+    first = (tl.program_id(0) - tl.load(row + 6)) * BLOCK
     if not WIDE:
         n, area, depth, first = (
             n.to(tl.int32),
@@ -62,13 +61,15 @@ def _select_all(
         )
     at = tl.multiple_of(first, BLOCK) + tl.arange(0, BLOCK)
     if (first + BLOCK) * 8 <= n:
-        _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, True)
+        _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, FLIP, True)
     else:
-        _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, False)
+        _block(weight_ptr, bits_ptr, out_ptr, at, n, area, depth, FLIP, False)
 
 
-def masked_weights(weights: list[Tensor], active: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """where(active, W, 0) of each weight, in its own memory format, rounded to `dtype`."""
+def masked_weights(
+    weights: list[Tensor], active: list[Tensor], dtype: torch.dtype, flip: bool = False
+) -> list[Tensor]:
+    """where(active, W, 0) of each weight, in its own memory format, rounded to `dtype`; or flipped."""
     forms = [layout(weight) for weight in weights]
     sources = [
         w.contiguous(memory_format=form) for w, (form, _) in zip(weights, forms, strict=True)
@@ -83,10 +84,10 @@ def masked_weights(weights: list[Tensor], active: list[Tensor], dtype: torch.dty
         place += -(-n // 64) * 64
         program += triton.cdiv(n, 8 * BYTES)
     like = sources[0]
-    table = _table((tuple(rows), like.device))
+    table = tables.on_device(tuple(rows), like.device)
     if table is None:
-        made = [each.select(w, one.unsqueeze(0))[0] for w, one in zip(weights, active, strict=True)]
-        return [one.to(dtype) for one in made]
+        pairs = zip(weights, active, strict=True)
+        return [each.select(w, one.unsqueeze(0), flip)[0].to(dtype) for w, one in pairs]
     out = torch.empty(place, dtype=dtype, device=like.device)
     if program > 0:
         with launch.on(like):
@@ -94,37 +95,10 @@ def masked_weights(weights: list[Tensor], active: list[Tensor], dtype: torch.dty
                 table, like, out, len(weights),
                 LAYERS=triton.next_power_of_2(len(weights)), COLUMNS=ROW,
                 ALIGNED=all(source.data_ptr() % 16 == 0 for source in sources),
-                BLOCK=BYTES, WIDE=any(launch.wide(n) for n in rows[3::ROW]), enable_fp_fusion=False,
+                FLIP=flip, BLOCK=BYTES, WIDE=any(launch.wide(n) for n in rows[3::ROW]),
+                enable_fp_fusion=False,
             )  # fmt: skip
     return [
         each.like(out[start:].as_strided(source.shape, source.stride()), weight)
         for source, start, weight in zip(sources, rows[2::ROW], weights, strict=True)
     ]
-
-
-def _table(key: _Key) -> Tensor | None:
-    """The rows on the device, copied there once as long as addresses stay the same.
-
-    While a graph is captured nothing can be copied: a table is there from before or there is none. A graph
-    keeps its address, so that it is kept from then on.
-    """
-    rows, device = key
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        if key in _tables:
-            _captured[key] = _tables[key]
-        return _captured.get(key)
-    found = _tables.pop(key, None)
-    if found is None:
-        found = torch.tensor(rows, dtype=torch.int64, device="cpu").to(device)
-    if len(_tables) >= 64:
-        del _tables[next(iter(_tables))]
-    _tables[key] = found
-    if found.is_cuda:
-        # It may be dropped while a launch on another stream than that it was made on still reads it.
-        found.record_stream(torch.cuda.current_stream(device))
-    return found
-
-
-_Key = tuple[tuple[int, ...], torch.device]
-_tables: dict[_Key, Tensor] = {}
-_captured: dict[_Key, Tensor] = {}

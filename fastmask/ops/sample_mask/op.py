@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,12 +54,12 @@ def sample_mask(
     )
 
 
-def draw_seed(like: Tensor) -> Tensor:
-    """Draw a seed from torch's generator of a tensor's device: int64 0-d, all 64 bits random.
+def draw_seed(like: Tensor, size: Sequence[int] = ()) -> Tensor:
+    """Draw seeds from torch's generator of a tensor's device: int64, one (0-d) or `size`, all 64 bits random.
 
     `torch.manual_seed` rules it; compiled and eager code draw the same; CUDA graphs advance it.
     """
-    return torch.ops.fastmask.draw_seed(like)
+    return torch.ops.fastmask.draw_seed(like, size)
 
 
 def seed_tensor(seed: int | Tensor | None, like: Tensor) -> Tensor:
@@ -101,12 +103,12 @@ def _fake(logits: Tensor, seed: Tensor, samples: int, stream: int, backend: str)
     return logits.new_empty((samples, packed_bytes(logits.numel())), dtype=torch.uint8)
 
 
-def _draw(like: Tensor) -> Tensor:
-    return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=like.device)
+def _draw(like: Tensor, size: Sequence[int] = ()) -> Tensor:
+    return torch.randint(-(2**63), 2**63 - 1, tuple(size), dtype=torch.int64, device=like.device)
 
 
-def _draw_fake(like: Tensor) -> Tensor:
-    return like.new_empty((), dtype=torch.int64)
+def _draw_fake(like: Tensor, size: Sequence[int] = ()) -> Tensor:
+    return like.new_empty(tuple(size), dtype=torch.int64)
 
 
 register(
@@ -115,7 +117,7 @@ register(
     _fake,
 )
 register(
-    "draw_seed(Tensor like) -> Tensor",
+    "draw_seed(Tensor like, SymInt[] size=[]) -> Tensor",
     _draw,
     _draw_fake,
     tags=(torch.Tag.nondeterministic_seeded,),

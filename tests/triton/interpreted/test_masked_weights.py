@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from fastmask import ops
-from fastmask._triton import launch
-from fastmask.ops.masked_weights import triton
+from fastmask._triton import launch, tables
 from fastmask.testing import (
     ADVERSARIAL_SHAPES,
     assert_same_bits,
@@ -70,20 +69,20 @@ def test_addresses_are_copied_once_and_kept_for_graphs(monkeypatch: pytest.Monke
     capturing = [False]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing[0])
     monkeypatch.setattr(torch.Tensor, "to", lambda self, _device: self)
-    monkeypatch.setattr(triton, "_tables", {})
-    monkeypatch.setattr(triton, "_captured", {})
+    monkeypatch.setattr(tables, "_tables", {})
+    monkeypatch.setattr(tables, "_captured", {})
     keys = [((i, 0, 0, 0, 1, 1, 0), torch.device("cuda")) for i in range(66)]
-    first = triton._table(keys[0])
-    assert triton._table(keys[0]) is first
+    first = tables.on_device(*keys[0])
+    assert tables.on_device(*keys[0]) is first
     capturing[0] = True
-    assert triton._table(keys[0]) is first
-    assert triton._table(keys[1]) is None, "nothing can be copied now"
+    assert tables.on_device(*keys[0]) is first
+    assert tables.on_device(*keys[1]) is None, "nothing can be copied now"
     capturing[0] = False
     for key in keys[1:]:
-        triton._table(key)
-    assert len(triton._tables) == 64 and keys[0] not in triton._tables
+        tables.on_device(*key)
+    assert len(tables._tables) == 64 and keys[0] not in tables._tables
     capturing[0] = True
-    assert triton._table(keys[0]) is first, "a graph has its address"
+    assert tables.on_device(*keys[0]) is first, "a graph has its address"
 
 
 def test_autocast() -> None:

@@ -1,0 +1,1 @@
+"""learned_weights: contract in op.py, meaning in reference.py."""
