@@ -151,29 +151,41 @@ inline void select_pairs(const uint16_t* w, const uint8_t* bits, int64_t k, int6
 
 // sums (MR, ld) of A (MR, depth) panel (depth, V vectors), added to what is there unless it is the `first` part;
 // A(r, c) lies at r * down + c * right. Meanwhile the weights of the next block, whose part for these MR outputs begins
-// at `next`, are brought near.
+// at `next` and whose bits at `next_bits`, are brought near.
 template <int V, bool across, class T>
 inline void micro(const float* a, int64_t width, int64_t depth, const float* panel, float* sums, int64_t ld, bool first,
-                  const T* next, int64_t k) {
+                  const T* next, const uint8_t* next_bits, int64_t k) {
   constexpr int64_t P = Lane<T>::numbers;
   const int64_t down = across ? 1 : width, right = across ? width : 1;
+  // Every loop over it is unrolled: one that is not keeps it in memory.
   F part[MR][V];
+#pragma GCC unroll 16
   for (int r = 0; r < MR; r++)
+#pragma GCC unroll 16
     for (int v = 0; v < V; v++) part[r][v] = set1(0.0f);
   for (int64_t c = 0; c < depth; c++) {
     F columns[V];
     for (int v = 0; v < V; v++) columns[v] = load(panel + c * kPanel + v * L);
     if (across) {
       if (next != nullptr)
-        for (int p = 0; p < P; p++) __builtin_prefetch(next + (c * P + p) * k, 0, 2);
+        for (int p = 0; p < P; p++) {
+          __builtin_prefetch(next + (c * P + p) * k, 0, 2);
+          __builtin_prefetch(next_bits + (c * P + p) * k / 8, 0, 2);
+        }
     } else if (next != nullptr && c % 16 == 0) {
-      for (int r = 0; r < MR; r++) __builtin_prefetch(next + r * k + c * P, 0, 2);
+      for (int r = 0; r < MR; r++) {
+        __builtin_prefetch(next + r * k + c * P, 0, 2);
+        if (c == 0) __builtin_prefetch(next_bits + r * k / 8, 0, 2);
+      }
     }
 #pragma GCC unroll 16
     for (int r = 0; r < MR; r++)
+#pragma GCC unroll 16
       for (int v = 0; v < V; v++) part[r][v] = Lane<T>::add(part[r][v], a + r * down + c * right, columns[v]);
   }
+#pragma GCC unroll 16
   for (int r = 0; r < MR; r++) {
+#pragma GCC unroll 16
     for (int v = 0; v < V; v++) {
       float* to = sums + r * ld + v * L;
       store(to, first ? part[r][v] : load(to) + part[r][v]);
@@ -244,6 +256,7 @@ void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int6
             select_pairs<flip>(w, bits + s * bytes, k, c * P, numbers, begin, end - begin, a, width);
           }
           const T* following = c + kDepth < lanes ? (across ? w + (c + kDepth) * P * k + begin : w + begin * k + (c + kDepth) * P) : nullptr;
+          const uint8_t* following_bits = bits + s * bytes + (following != nullptr ? following - w : 0) / 8;
           for (int64_t b = 0; b < count; b += kPanel) {
             const float* columns = panel + b * lanes + c * kPanel;
             const bool half = NV > 1 && count - b <= L;
@@ -251,7 +264,8 @@ void product(const T* x, const T* w, const uint8_t* bits, const Rows& rows, int6
               const float* rows_of_a = a + (across ? r : r * width);
               const T* next = b == 0 && following != nullptr ? following + (across ? r : r * k) : nullptr;
               const auto compute = half ? micro<1, across, T> : micro<NV, across, T>;
-              compute(rows_of_a, width, depth, columns, sums + r * ld + b, ld, c == 0, next, k);
+              compute(rows_of_a, width, depth, columns, sums + r * ld + b, ld, c == 0, next,
+                      following_bits + (across ? r : r * k) / 8, k);
             }
           }
         }

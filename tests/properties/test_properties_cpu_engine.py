@@ -191,3 +191,32 @@ def test_more_than_two_to_the_thirty_first_elements() -> None:
     assert int(ops.popcount(bits, backend="cpu")) == int(torch.count_nonzero(ones))
     back = ops.unpack(bits, (n,), backend="cpu")
     assert torch.equal(back, ones)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 7 << 30,
+    reason="needs 7 GiB of free memory",
+)
+def test_a_product_with_more_than_two_to_the_thirty_first_weights() -> None:
+    if _cpu.isa() != _cpu.isas()[0]:
+        pytest.skip("once, on the fastest instruction set")
+    n, k = 2**18 + 3, 2**13 + 64
+    assert n * k > 2**31
+    weight = torch.zeros(n, k, dtype=torch.bfloat16)
+    bits = torch.zeros(-(-n * k // 64) * 8, dtype=torch.uint8)
+    # Rows before, about and past 2**31 entries; of their two weights the first is masked out.
+    rows = torch.tensor([0, 2**31 // k - 1, 2**31 // k, 2**31 // k + 1, n - 1])
+    for i, row in enumerate(rows.tolist()):
+        weight[row, 5], weight[row, k - 1] = 64.0, float(i + 1)
+        bits[(row * k + k - 1) // 8] = 1 << (k - 1) % 8
+    x = torch.tensor([[1.0], [2.0]], dtype=torch.bfloat16).expand(2, k)
+    want = torch.zeros(2, n)
+    want[:, rows] = torch.stack([torch.arange(1.0, 6.0), 2 * torch.arange(1.0, 6.0)])
+    for b in (1, 2):
+        got = ops.masked_linear(x[:b], weight, bits, backend="cpu")
+        assert torch.equal(got.float(), want[:b])
+    leaf = x[:1].clone().requires_grad_()
+    y = ops.masked_linear(leaf, weight, bits, backend="cpu")
+    (dx,) = torch.autograd.grad(y, leaf, want[:1].bfloat16())
+    assert dx[0, k - 1] == 1 + 4 + 9 + 16 + 25 and int(dx.count_nonzero()) == 1

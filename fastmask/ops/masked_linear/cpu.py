@@ -134,6 +134,11 @@ def _grad_input(
 def grad_weight(grad: Tensor, x: Tensor, active: Tensor, groups: Tensor | None) -> Tensor:
     """dL/dW = sum over masks of where(active_s, dY_s^T X_s, 0): torch's product, selected in one pass."""
     active = active.contiguous()
+    if len(active) == 1:
+        # Selected where it lies: fresh memory costs more than the product of 8 rows.
+        out = (grad.T @ x).contiguous()
+        _select_into(out, out, active.data_ptr())
+        return out
     out = grad.new_empty((grad.shape[1], x.shape[1]), dtype=torch.float32)
     for s, rows in enumerate(reference.rows_of(groups, len(active), len(x))):
         _add_selected((grad[rows].T @ x[rows]).float().contiguous(), active[s], s > 0, out)
