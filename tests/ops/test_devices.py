@@ -137,6 +137,11 @@ def test_the_default_device_does_not_matter(op: str, backend: str) -> None:
         step([theta := w.clone()], [g], *copies, [bits], lr=0.1, **options, **at)
         return [theta, *(one[0] for one in copies if one)]
 
+    def taught(*states: Tensor) -> tuple[Tensor, ...]:
+        options: Any = {"lr": 0.1, "momentum": 0.9, "scale": "rsqrt_density", "seed": 3, **at}
+        ops.learned_linear_step_(x[:, :8].contiguous(), x, w, states[0], bits, states[1], **options)
+        return states
+
     call: Callable[[], Any] = {
         "pack": lambda: ops.pack(w, 0.1, **at),
         "unpack": lambda: ops.unpack(bits, (8, 16), **at),
@@ -151,6 +156,7 @@ def test_the_default_device_does_not_matter(op: str, backend: str) -> None:
         "masked_conv2d": lambda: ops.masked_conv2d(images, kernel, held, **at),
         "masked_weights": lambda: ops.masked_weights([w, g], [bits, bits], **at),
         "learned_linear": lambda: ops.learned_linear(x, w, g, seed=3, samples=2, **at),
+        "learned_linear_step_": lambda: taught(g.clone(), torch.zeros_like(g)),
         "learned_weight": lambda: ops.learned_weight(w, g, seed=3, scale="rsqrt_density", **at),
         "learned_conv2d": lambda: ops.learned_conv2d(images, kernel, kernel, seed=3, **at),
     }[op]  # fmt: skip
