@@ -146,7 +146,7 @@ def _takes(module: ModuleType, dtype: torch.dtype | None, function: str | None =
 def resolve(
     op: str,
     name: str,
-    device: torch.device,
+    device: torch.device | str,
     dtype: torch.dtype | None = None,
     function: str | None = None,
     rows: int = 0,
@@ -159,7 +159,8 @@ def resolve(
         ValueError: `name` is no back end, or FASTMASK_CPU_ISA names no instruction set of this processor.
         BackendUnavailable: the back end named cannot run; the message says why.
     """
-    found = _resolve(op, name, device.type, dtype, function)
+    kind = device if isinstance(device, str) else device.type
+    found = _resolve(op, name, kind, dtype, function)
     for module in found if rows else ():
         if rows <= getattr(module, "MOST_ROWS", rows):
             return module

@@ -16,6 +16,8 @@ from fastmask.ops.masked_conv2d import reference
 from fastmask.ops.masked_linear import cpu as linear
 
 DTYPES = (torch.float32, torch.bfloat16)
+# One mask may come as (bytes,).
+FLAT = True
 
 
 def masked_conv2d(
@@ -105,14 +107,19 @@ def _by_mask(
     images: Tensor, weight: Tensor, active: Tensor, product: Callable[[Tensor, Tensor], Any]
 ) -> Any:
     """The product of each mask's images with where(active, W, 0), which has the strides of W."""
-    active = active.contiguous()
-    alone, plain, size = len(active) == 1, weight.is_contiguous(), (weight.nbytes + 63) // 64 * 64
+    active, plain, size = (
+        active.contiguous(),
+        weight.is_contiguous(),
+        (weight.nbytes + 63) // 64 * 64,
+    )
+    alone = active.dim() == 1 or active.shape[0] == 1
     block = _scratch.take(size if plain else 2 * size)
     try:
         if alone and plain:
             chosen = block.view(weight.dtype).as_strided(weight.shape, weight.stride())
             linear._select_into(chosen, weight, active.data_ptr())
             return product(images, chosen)
+        active = active.view(-1, active.shape[-1])
         parts = zip(images.tensor_split(len(active)), active, strict=True)
         done = [product(part, _selected(weight, bits, block, size)) for part, bits in parts]
         return done[0] if alone else torch.cat(done)
