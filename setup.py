@@ -42,7 +42,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
         "-mprefer-vector-width=512 -mtune=skylake-avx512"
     )
     ISA_FLAGS["avx512bf16"] = ISA_FLAGS["avx512"] + " -mavx512bf16 -mavx512vbmi2 -mavx512vpopcntdq"
-BOUND_ONCE = ("bindings", "pool")
+BOUND_ONCE = ("bindings", "pool", "rows")
 
 # A cubin runs on later minor versions of its major one too. Code of the last is kept as PTX besides, which
 # the driver translates for what comes after.

@@ -65,6 +65,7 @@ def _missing_engine() -> str | None:
         _cpu.use(forced)
     if entries := _openmp():
         _cpu.borrow(*entries)
+    _cpu.know(torch.Tensor.__dlpack_c_exchange_api__, (torch.Tensor, torch.nn.Parameter))
     return None
 
 

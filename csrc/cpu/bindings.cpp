@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "pool.h"
+#include "rows.h"
 
 namespace py = pybind11;
 
@@ -102,6 +103,9 @@ PYBIND11_MODULE(_cpu, m) {
         return all_ones(reinterpret_cast<const uint8_t*>(bits), samples, n);
       },
       "Whether all n bits of all masks are 1.");
+  m.def("know", &know, "Understand torch's tensors: its table of DLPack's exchange functions, and their types.");
+  m.def("rows", &rows, "One row of addresses and sizes a tensor, as bytes; None where one is not plain.");
+  m.def("advance", &advance, "Add 1 to counts, tensors of one float32, and return them as bytes of doubles, or None.");
 #define X(kernel, arguments) def(m, #kernel, &Kernels::kernel);
   FASTMASK_KERNELS(X)
 #undef X

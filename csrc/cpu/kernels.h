@@ -67,16 +67,17 @@
   /* `count` rows of w (n, k), from a first row on: the next kept value, or 0 */                                  \
   X(expand_values, (const void* values, int64_t kind, const uint8_t* bits, const int64_t* starts, int64_t n,      \
                     int64_t k, int64_t first, int64_t count, void* out, int64_t threads))                         \
-  /* Over many tensors: `table` has a row of addresses a tensor, the number of elements last; `frozen` may be 0. */ \
-  /* rows: param, grad, momentum, frozen, n; first_step: momenta are written and not read */                      \
+  /* Over many tensors: `table` has a row of addresses a tensor (lists.h), then `held`, the number of values its state   \
+     has, and n, that of its elements; `frozen` may be 0. */                                                       \
+  /* rows: param, grad, momentum, frozen, held, n; first_step: momenta are written and not read */                \
   X(masked_sgd_, (const int64_t* table, int64_t count, int64_t kind, double rate, double momentum,                \
                   double weight_decay, double dampening, int64_t nesterov, int64_t maximize, int64_t first_step,  \
                   int64_t threads))                                                                               \
-  /* rows: param, grad, m, v, largest v or 0, frozen, n; scalars, 3 a row: 1 - lr wd, 1 / sqrt(1 - beta2^t), and  \
-     -lr / (1 - beta1^t) */                                                                                       \
+  /* rows: param, grad, m, v, largest v or 0, frozen, held, n; scalars, 3 a row: 1 - lr wd, 1 / sqrt(1 - beta2^t), \
+     and -lr / (1 - beta1^t) */                                                                                   \
   X(masked_adamw_, (const int64_t* table, const double* scalars, int64_t count, int64_t kind, double beta1,       \
                     double beta2, double eps, int64_t maximize, int64_t threads))                                 \
-  /* rows: param, saved, frozen, n; elements of 2, 4 or 8 bytes */                                                \
+  /* rows: param, saved, frozen, held, n; elements of 2, 4 or 8 bytes */                                                \
   X(restore_frozen_, (const int64_t* table, int64_t count, int64_t size, int64_t threads))
 
 namespace fastmask {

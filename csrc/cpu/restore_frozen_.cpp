@@ -41,7 +41,8 @@ void restore(const int64_t* row, int64_t begin, int64_t end) {
 }  // namespace
 
 void restore_frozen_(const int64_t* table, int64_t count, int64_t size, int64_t threads) {
-  each_piece(table, 4, count, threads, [=](const int64_t* row, int64_t begin, int64_t end) {
+  each_piece(table, 5, count, threads, [=](const int64_t* row, int64_t begin, int64_t end, int64_t) {
+    if (row[2] == 0) return;
     if (size == 2) return restore<uint16_t>(row, begin, end);
     if (size == 4) return restore<uint32_t>(row, begin, end);
     restore<uint64_t>(row, begin, end);

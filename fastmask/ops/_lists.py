@@ -21,15 +21,38 @@ def updated(params: Sequence[Tensor]) -> None:
     writable("params", params)
 
 
-def alike(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> None:
-    """Raise unless `tensors` has a tensor of the shape, device and dtype of each parameter."""
+def alike(
+    name: str,
+    tensors: Sequence[Tensor],
+    params: Sequence[Tensor],
+    bits: Sequence[Tensor | None] | None = None,
+) -> None:
+    """Raise unless `tensors` has a tensor of the shape, device and dtype of each parameter.
+
+    Where there are bits, 1-D tensors of fewer elements are those of its free entries.
+    """
     listed(name, tensors, len(params))
     if _plain(tensors, params):
         return
     for i, (value, param) in enumerate(zip(tensors, params, strict=True)):
         _checks.tensor(f"{name}[{i}]", value)
-        _checks.shape(f"{name}[{i}]", value, param.shape, f"that of params[{i}]")
+        free = bits is not None and bits[i] is not None and value.dim() == 1
+        if not (free and value.numel() < param.numel()):
+            _checks.shape(f"{name}[{i}]", value, param.shape, f"that of params[{i}]")
         _checks.same(f"{name}[{i}]", value, f"params[{i}]", param)
+
+
+def state(
+    name: str, tensors: Sequence[Tensor], params: Sequence[Tensor], bits: Sequence[Tensor | None]
+) -> None:
+    """Raise unless `tensors` can be written and are each like its parameter or, compact, 1-D and shorter."""
+    alike(name, tensors, params, bits)
+    writable(name, tensors)
+
+
+def compact(state: Sequence[Tensor], params: Sequence[Tensor]) -> bool:
+    """Whether some state is that of free entries alone."""
+    return [one.numel() for one in state] != [one.numel() for one in params][: len(state)]
 
 
 def frozen_bits(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.bits import BitMask
-from fastmask.optim.freezing import FrozenEntries, refuse_differentiable
+from fastmask.optim.freezing import FrozenEntries, apart, refuse_differentiable
 
 
 class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
@@ -59,6 +58,7 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.AdamW (free ones).
     """
 
+    _op = "masked_adamw_"
     _moments = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
     def __init__(
@@ -106,12 +106,10 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-            for param in group["params"]:
-                if param.grad is not None:
-                    launches[param.device, param.dtype, param in self._free].append(param)
-            for params in launches.values():
-                self._update(group, params)
+            params = [param for param in group["params"] if param.grad is not None]
+            gathered = [self._gathered(param) for param in params]
+            for alike in apart(params, gathered):
+                self._update(group, alike)
         return loss
 
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
@@ -122,7 +120,10 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
                 "replay it with the step count of now"
             )
         grads = [param.grad for param in params if param.grad is not None]
-        states = [self._state(param, on_device, group["amsgrad"]) for param in params]
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if not state:
+                state.update(self._state(param, on_device, group["amsgrad"]))
         kept = self._moments if group["amsgrad"] else self._moments[:2]
         step = partial(
             ops.masked_adamw_,
@@ -133,7 +134,7 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
             weight_decay=group["weight_decay"],
             maximize=group["maximize"],
         )
-        if params[0] in self._free:
+        if self._gathered(params[0]):
             for param, grad, state in zip(params, grads, states, strict=True):
                 held = [state[key] for key in kept]
                 for weight, slope, parts, is_last in self._free[param].pieces(param, grad, held):
@@ -144,23 +145,20 @@ class MaskedAdamW(FrozenEntries, torch.optim.AdamW):
         else:
             m, v, *largest = ([state[key] for state in states] for key in kept)
             counts = [state["step"] for state in states]
-            bits = [self._bits(param) for param in params]
+            bits = self._bits(params)
             step(params, grads, m, v, largest[0] if largest else None, counts, bits)
 
     def _state(self, param: Tensor, on_device: bool, amsgrad: bool) -> dict[str, Tensor]:
         """The state of a parameter, as torch makes it at the first step."""
-        state = self.state[param]
-        if not state:
-            wide = not on_device and torch.get_default_dtype() == torch.float64
-            state["step"] = torch.zeros(
+        wide = not on_device and torch.get_default_dtype() == torch.float64
+        free = self._free.get(param)
+        made = {
+            "step": torch.zeros(
                 (),
                 dtype=torch.float64 if wide else torch.float32,
                 device=param.device if on_device else "cpu",
             )
-            for key in ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if amsgrad else ())):
-                state[key] = (
-                    param.new_zeros(self._free[param].count)
-                    if param in self._free
-                    else torch.zeros_like(param, memory_format=torch.preserve_format)
-                )
-        return state
+        }
+        for key in self._moments if amsgrad else self._moments[:2]:
+            made[key] = torch.zeros_like(param) if free is None else param.new_zeros(free.count)
+        return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastmask.bits import BitMask
+from fastmask.ops import _tables
 from fastmask.optim.compact import FreeEntries, refit
 
 # State of a parameter's shape that is no accumulated gradient: a count, a step length, an average of values.
@@ -114,10 +116,22 @@ def _clear_history(optimizer: torch.optim.LBFGS, frozen: Mapping[Tensor, BitMask
                 return
 
 
+def apart(params: list[Tensor], *said: list[bool]) -> list[list[Tensor]]:
+    """Parameters by device, dtype and what is said of each: those that one call takes together."""
+    told: list[list[Any]] = [[p.dtype for p in params], [p.device for p in params], *said]
+    if all(column == column[:1] * len(column) for column in told):
+        return [params] if params else []
+    found = defaultdict(list)
+    for param, key in zip(params, zip(*told, strict=True), strict=True):
+        found[key].append(param)
+    return list(found.values())
+
+
 class FrozenEntries(torch.optim.Optimizer):
     """The part that masked optimizers share: masks by parameter, and the layout of their state."""
 
-    # The keys of state that holds one value an entry.
+    # The op of a step, and the keys of state that holds one value an entry.
+    _op: str
     _moments: tuple[str, ...]
     _compact: bool
     _frozen: dict[Tensor, BitMask]
@@ -186,14 +200,21 @@ class FrozenEntries(torch.optim.Optimizer):
         mine = {"_compact": self._compact, "_frozen": self._frozen, "_free": self._free}
         return {**super().__getstate__(), **mine}
 
+    def _gathered(self, param: Tensor) -> bool:
+        """Whether compact state is to be gathered: the CPU engine takes it as it is, of dense tensors."""
+        if not self._free or param not in self._free or (grad := param.grad) is None:
+            return False
+        dense = param.is_contiguous() and grad.is_contiguous()
+        return not dense or _tables.engine(self._op, "auto", param) is None
+
     def _clear(self) -> None:
         """Zero state at frozen entries; compact state has none there."""
         dense = {param: mask for param, mask in self._frozen.items() if param not in self._free}
         clear_state(self, dense)
 
-    def _bits(self, param: Tensor) -> Tensor | None:
-        mask = self._frozen.get(param)
-        return None if mask is None else mask.bits
+    def _bits(self, params: list[Tensor]) -> list[Tensor | None]:
+        masks = [self._frozen.get(param) for param in params]
+        return [None if mask is None else mask.bits for mask in masks]
 
     def _held(self, state: dict[str, Any]) -> list[str]:
         """The keys of a parameter's state that hold one value an entry."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from fastmask import ops
 from fastmask.bits import BitMask
-from fastmask.optim.freezing import FrozenEntries, refuse_differentiable
+from fastmask.optim.freezing import FrozenEntries, apart, refuse_differentiable
 
 
 class MaskedSGD(FrozenEntries, torch.optim.SGD):
@@ -52,6 +51,7 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
     """
 
+    _op = "masked_sgd_"
     _moments = ("momentum_buffer",)
 
     def __init__(
@@ -95,34 +95,22 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for first, params in self._launches(group):
-                self._update(group, params, first)
+            params = [param for param in group["params"] if param.grad is not None]
+            momentum = group["momentum"] != 0
+            new = [momentum and self.state[p].get("momentum_buffer") is None for p in params]
+            gathered = [momentum and self._gathered(param) for param in params]
+            for alike in apart(params, new, gathered):
+                self._update(group, alike)
         return loss
 
-    def _launches(self, group: dict[str, Any]) -> list[tuple[bool, list[Tensor]]]:
-        """Parameters with a gradient, apart by device, dtype, layout and whether they have momentum yet."""
-        launches: dict[tuple[Any, ...], list[Tensor]] = defaultdict(list)
-        for param in group["params"]:
-            if param.grad is not None:
-                first = group["momentum"] != 0 and (
-                    self.state[param].get("momentum_buffer") is None
-                )
-                launches[first, param.device, param.dtype, param in self._free].append(param)
-        return [(key[0], params) for key, params in launches.items()]
-
-    def _update(self, group: dict[str, Any], params: list[Tensor], first: bool) -> None:
-        momenta = None
+    def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [param.grad for param in params if param.grad is not None]
-        if group["momentum"] != 0:
-            if first:
-                momenta = [
-                    grad.new_empty(self._free[param].count)
-                    if param in self._free
-                    else torch.empty_like(grad)
-                    for param, grad in zip(params, grads, strict=True)
-                ]
-            else:
-                momenta = [self.state[param]["momentum_buffer"] for param in params]
+        states = [self.state[param] for param in params] if group["momentum"] != 0 else []
+        first = bool(states) and states[0].get("momentum_buffer") is None
+        momenta = [
+            self._empty(param, grad) if first else state["momentum_buffer"]
+            for param, grad, state in zip(params, grads, states, strict=False)
+        ]
         step = partial(
             ops.masked_sgd_,
             lr=group["lr"],
@@ -133,14 +121,19 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
             maximize=group["maximize"],
             first=first,
         )
-        if params[0] in self._free:
+        if momenta and self._gathered(params[0]):
             for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-                held = [] if momenta is None else [momenta[i]]
-                for weight, slope, bufs, _ in self._free[param].pieces(param, grad, held):
-                    step([weight], [slope], bufs or None, None)
+                for weight, slope, bufs, _ in self._free[param].pieces(
+                    param, grad, momenta[i : i + 1]
+                ):
+                    step([weight], [slope], bufs, None)
         else:
-            step(params, grads, momenta, [self._bits(param) for param in params])
+            step(params, grads, momenta or None, self._bits(params))
         # Only now: a step that raises leaves no momentum that was never written.
-        if first and momenta is not None:
-            for param, buf in zip(params, momenta, strict=True):
-                self.state[param]["momentum_buffer"] = buf
+        if first:
+            for state, buf in zip(states, momenta, strict=True):
+                state["momentum_buffer"] = buf
+
+    def _empty(self, param: Tensor, grad: Tensor) -> Tensor:
+        free = self._free.get(param)
+        return torch.empty_like(grad) if free is None else grad.new_empty(free.count)

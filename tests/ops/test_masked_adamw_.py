@@ -235,6 +235,52 @@ def test_autograd_notices_the_write_and_parameters_may_require_grad() -> None:
         y.backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compact_moments_give_the_bits_of_dense_ones(dtype: torch.dtype) -> None:
+    """In one call with dense ones, over more elements than a piece of the engine."""
+    shapes, many = [(37, 45), (3,), (2, 65536 + 37), (64,), (5, 13)], range(5)
+    ones = [
+        mask(*s, density=d, seed=i)
+        for i, (s, d) in enumerate(zip(shapes, (0.5, 0.9, 0.9, 1, 0.5), strict=True))
+    ]
+    ones[1][:2] = torch.tensor([True, False])
+    results = []
+    for compact in (False, True):
+        params = [values(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes)]
+        state = [
+            [values(*s, seed=i + k, dtype=dtype).abs() for i, s in enumerate(shapes)]
+            for k in (50, 60, 70)
+        ]
+        if compact:
+            state = [[one[i][~ones[i]] if i < 4 else one[i] for i in many] for one in state]
+        steps = [torch.tensor(float(i)) for i in many]
+        for step in range(2):
+            grads = [torch.where(one, float("nan"), values(*p.shape, seed=step + 9, dtype=dtype))
+                     for p, one in zip(params, ones, strict=True)]  # fmt: skip
+            ops.masked_adamw_(params, grads, *state, steps, [ops.pack(one) for one in ones], lr=0.1)
+        assert [float(t) for t in steps] == [2.0, 3.0, 4.0, 5.0, 6.0]
+        results.append((params, state))
+    for i, one in enumerate(ones):
+        assert_same_bits(results[1][0][i], results[0][0][i])
+        assert_same_bits(results[1][0][i], values(*one.shape, seed=i, dtype=dtype), where=one)
+        for dense, other in zip(results[0][1], results[1][1], strict=True):
+            assert_same_bits(other[i], dense[i][~one] if i < 4 else dense[i])
+
+
+def test_counts_of_steps_in_any_dtype_and_of_one_memory() -> None:
+    """float64 counts are not the engine's own; all are advanced, and autograd notices."""
+    for kind in (torch.float32, torch.float64):
+        params, steps = (
+            [values(37, 45, seed=i) for i in range(2)],
+            [torch.tensor(3.0, dtype=kind)] * 2,
+        )
+        noticed = steps[0]._version
+        state = [[torch.zeros(37, 45) for _ in range(2)] for _ in range(2)]
+        ops.masked_adamw_(params, [p.clone() for p in params], *state, None, steps, None, lr=0.1)
+        assert steps[0] == 5
+        assert steps[0]._version > noticed
+
+
 def test_opcheck() -> None:
     states = [State(values(37, 45), amsgrad=True), State(values(131), amsgrad=True)]
     params, grads = [s.param for s in states], [values(37, 45, seed=1), values(131, seed=1)]
@@ -280,7 +326,7 @@ def test_what_it_refuses() -> None:
     refuse(TypeError, "params: expected a list of tensors", params=p)
     refuse(TypeError, r"params\[0\]: expected dtype .*, got torch.int64", params=[p.long()])
     refuse(ValueError, "exp_avgs: expected 1 elements", exp_avgs=[])
-    refuse(ValueError, r"exp_avg_sqs\[0\]: expected shape \(37, 45\)", exp_avg_sqs=[g[0]])
+    refuse(ValueError, r"exp_avg_sqs\[0\]: expected shape \(37, 45\)", exp_avg_sqs=[g[:1]])
     refuse(ValueError, r"exp_avgs\[0\]: .* expanded", exp_avgs=[g[:1].expand(37, 45)])
     refuse(TypeError, r"max_exp_avg_sqs\[0\]: expected dtype", max_exp_avg_sqs=[g.half()])
     refuse(TypeError, r"grads\[0\]: expected a dense tensor", grads=[g.to_sparse()])

@@ -160,6 +160,61 @@ def test_many_tensors_in_a_call_are_each_their_own() -> None:
     ops.masked_sgd_([], [], None, None, lr=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("first", [False, True])
+def test_compact_momenta_give_the_bits_of_dense_ones(first: bool, dtype: torch.dtype) -> None:
+    """In one call with dense ones, over more elements than a piece of the engine, whole words free or not."""
+    shapes = [(37, 45), (3,), (2, 65536 + 37), (64,), (5, 13), (300, 7)]
+    ones = [
+        mask(*s, density=d, seed=i)
+        for i, (s, d) in enumerate(zip(shapes, (0.5, 0.4, 0.9) * 2, strict=True))
+    ]
+    ones[2][0, 640:1280], ones[2][1, :640], ones[3][:], ones[5][:] = True, False, True, False
+    ones[5][299] = True
+    results = []
+    for compact in (False, True):
+        params = [values(*s, seed=i, dtype=dtype) for i, s in enumerate(shapes)]
+        momenta = [values(*s, seed=i + 50, dtype=dtype) for i, s in enumerate(shapes)]
+        if compact:
+            momenta[:4] = [buf[~one] for buf, one in zip(momenta[:4], ones[:4], strict=True)]
+        for step in range(2):
+            grads = [torch.where(one, float("nan"), values(*p.shape, seed=step + 9, dtype=dtype))
+                     for p, one in zip(params, ones, strict=True)]  # fmt: skip
+            ops.masked_sgd_(params, grads, momenta, [ops.pack(one) for one in ones], lr=0.1, momentum=0.9,
+                            weight_decay=0.1, nesterov=True, first=first and step == 0)  # fmt: skip
+        results.append((params, momenta))
+    for i, one in enumerate(ones):
+        assert_same_bits(results[1][0][i], results[0][0][i])
+        assert_same_bits(results[1][0][i], values(*one.shape, seed=i, dtype=dtype), where=one)
+        dense, other = results[0][1][i], results[1][1][i]
+        assert_same_bits(other, dense[~one] if i < 4 else dense)
+
+
+def test_compact_momenta_that_are_not_the_free_entries_are_refused() -> None:
+    start, bits = values(2, 70000), ops.pack(mask(2, 70000))
+    free = 140000 - int(ops.popcount(bits))
+    for wrong in (free - 1, free + 1, 0):
+        param, buf = start.clone(), values(wrong)
+        with pytest.raises(
+            ValueError, match=rf"params\[0\]: expected its {free} free .*, got {wrong}"
+        ):
+            ops.masked_sgd_([param], [start], [buf], [bits], lr=0.1, momentum=0.9)
+        assert_same_bits(param, start)
+        assert_same_bits(buf, values(wrong))
+    with pytest.raises(ValueError, match=r"momenta\[0\]: expected shape \(2, 70000\)"):
+        ops.masked_sgd_([start], [start], [start[0]], None, lr=0.1, momentum=0.9)
+
+
+def test_a_gradient_that_is_negated_lazily() -> None:
+    """Of a single number too: its memory is then contiguous and holds the negative."""
+    for shape in ((), (1,), (37, 45)):
+        grad = torch.complex(torch.zeros(shape), values(*shape)).conj().imag
+        assert grad.is_neg()
+        param = torch.zeros(shape)
+        ops.masked_sgd_([param], [grad], None, None, lr=1.0)
+        assert_same_bits(param, values(*shape))
+
+
 def test_strides_are_followed() -> None:
     m, start, grad = mask(37, 45), values(37, 45), values(37, 45, seed=1)
     want, exact = start.sub(grad, alpha=0.1), start.double().sub(grad.double(), alpha=0.1)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastmask import _cpu
-from fastmask.ops._tables import table, written_back
+from fastmask.ops._tables import tabled
 
 DTYPES = (torch.float32, torch.bfloat16)
+compact_state = True
 
 
 def masked_adamw_(
@@ -27,29 +30,37 @@ def masked_adamw_(
     eps: float,
     weight_decay: float,
     maximize: bool,
+    rows: array[int] | None = None,
 ) -> None:
     """theta, m, v unchanged where frozen; elsewhere m, v = averages, theta -= lr (wd theta + m / d)."""
     rate = lr.item()
+    counts = _advanced(steps)
     # Counts are few and mostly equal.
-    made: dict[float, tuple[float, float, float]] = {}
-    scalars = array("d")
-    torch._foreach_add_(steps, 1)
-    for step in steps:
-        t = step.item()
-        if t not in made:
-            root = (1 - beta2**t) ** 0.5
-            made[t] = (1 - rate * weight_decay, 1 / root, -rate / (1 - beta1**t))
-        scalars.extend(made[t])
-    with written_back(params, exp_avgs, exp_avg_sqs, max_exp_avg_sqs) as (p, m, v, largest):
-        rows, _alive = table(p, grads, m, v, largest or None, frozen)
+    of_time = {
+        t: (1 - rate * weight_decay, 1 / (1 - beta2**t) ** 0.5, -rate / (1 - beta1**t))
+        for t in set(counts)
+    }
+    scalars = array("d", itertools.chain.from_iterable(map(of_time.__getitem__, counts)))
+    state = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    with tabled(params, grads, state, frozen, rows) as address:
         _cpu.masked_adamw_(
-            rows.buffer_info()[0],
+            address,
             scalars.buffer_info()[0],
-            len(p),
-            int(p[0].dtype == torch.bfloat16),
+            len(params),
+            int(params[0].dtype == torch.bfloat16),
             beta1,
             beta2,
             eps,
             int(maximize),
             torch.get_num_threads(),
         )
+
+
+def _advanced(steps: list[Tensor]) -> Sequence[float]:
+    """Count a step more, and return the counts."""
+    advanced = _cpu.advance(steps)
+    if advanced is None:
+        torch._foreach_add_(steps, 1)
+        return [step.item() for step in steps]
+    torch.autograd.graph.increment_version(steps)
+    return array("d", advanced)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmask import _backend
-from fastmask.ops import _checks, _lists
+from fastmask.ops import _checks, _lists, _tables
 from fastmask.ops._register import register
 
 
@@ -39,8 +39,9 @@ def masked_adamw_(
     Args:
         params: n tensors of one floating dtype and device, updated.
         grads: n tensors like params.
-        exp_avgs, exp_avg_sqs: m and v, n tensors like params each, updated.
-        max_exp_avg_sqs: largest v, n tensors like params, updated; None without amsgrad.
+        exp_avgs, exp_avg_sqs: m and v, n tensors like params each, updated. Back ends `cpu` and
+            `reference` also take compact ones: 1-D, of the free entries alone, in logical order.
+        max_exp_avg_sqs: largest v, n tensors like exp_avgs, updated; None without amsgrad.
         steps: n floating tensors of 1 element, t before this step, updated. On the CPU they are read;
             on the device of params they are not, and a CUDA graph can replay the step.
         frozen: n packed masks, uint8 (bytes,), 1 = frozen, or None for each; None = nothing is frozen.
@@ -62,17 +63,25 @@ def masked_adamw_(
         entry's place.
     Source: arXiv 1711.05101 (AdamW); arXiv 1904.09237 (amsgrad); torch.optim.AdamW.
     """
-    _lists.updated(params)
-    _lists.alike("grads", grads, params)
-    _moments("exp_avgs", exp_avgs, params)
-    _moments("exp_avg_sqs", exp_avg_sqs, params)
-    if max_exp_avg_sqs is not None:
-        _moments("max_exp_avg_sqs", max_exp_avg_sqs, params)
-    _counts(steps, params)
-    bits = _lists.frozen_bits(frozen, params)
-    rate = _lists.number_or_tensor("lr", lr)
     beta1, beta2 = _below_one("beta1", beta1), _below_one("beta2", beta2)
     eps, weight_decay = _not_negative("eps", eps), _not_negative("weight_decay", weight_decay)
+    rate = _lists.number_or_tensor("lr", lr)
+    numbers = (rate, beta1, beta2, eps, weight_decay, maximize)
+    columns = (grads, exp_avgs, exp_avg_sqs, max_exp_avg_sqs)
+    if plain := _tables.plain("masked_adamw_", backend, params, columns, frozen):
+        module, rows = plain
+        _counts(steps, params)
+        held = (exp_avgs, exp_avg_sqs, max_exp_avg_sqs or ())
+        module.masked_adamw_(params, grads, *held, steps, frozen, *numbers, rows)
+        return
+    _lists.updated(params)
+    _lists.alike("grads", grads, params)
+    bits = _lists.frozen_bits(frozen, params)
+    _lists.state("exp_avgs", exp_avgs, params, bits)
+    _lists.state("exp_avg_sqs", exp_avg_sqs, params, bits)
+    if max_exp_avg_sqs is not None:
+        _lists.state("max_exp_avg_sqs", max_exp_avg_sqs, params, bits)
+    _counts(steps, params)
     if not params:
         return
     with torch.no_grad():
@@ -84,19 +93,9 @@ def masked_adamw_(
             list(max_exp_avg_sqs or ()),
             list(steps),
             bits,
-            rate,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            maximize,
+            *numbers,
             backend,
         )
-
-
-def _moments(name: str, tensors: Sequence[Tensor], params: Sequence[Tensor]) -> None:
-    _lists.alike(name, tensors, params)
-    _lists.writable(name, tensors)
 
 
 def _counts(steps: Sequence[Tensor], params: Sequence[Tensor]) -> None:
@@ -141,7 +140,8 @@ def _implementation(
     maximize: bool,
     backend: str,
 ) -> None:
-    module = _backend.resolve("masked_adamw_", backend, params[0].device, params[0].dtype)
+    function = "compact_state" if _lists.compact(exp_avgs, params) else None
+    module = _backend.resolve("masked_adamw_", backend, params[0].device, params[0].dtype, function)
     module.masked_adamw_(
         params,
         grads,

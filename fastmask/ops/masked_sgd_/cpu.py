@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
+
 import torch
 from torch import Tensor
 
 from fastmask import _cpu
-from fastmask.ops._tables import table, written_back
+from fastmask.ops._tables import tabled
 
 DTYPES = (torch.float32, torch.bfloat16)
+compact_state = True
 
 
 def masked_sgd_(
@@ -23,12 +26,12 @@ def masked_sgd_(
     nesterov: bool,
     maximize: bool,
     first: bool,
+    rows: array[int] | None = None,
 ) -> None:
     """theta, buf unchanged where frozen; elsewhere buf = mu buf + (1 - damp) g, theta -= lr d."""
-    with written_back(params, momenta) as (params, momenta):
-        rows, _alive = table(params, grads, momenta or None, frozen)
+    with tabled(params, grads, (momenta,), frozen, rows) as address:
         _cpu.masked_sgd_(
-            rows.buffer_info()[0],
+            address,
             len(params),
             int(params[0].dtype == torch.bfloat16),
             -lr.item(),

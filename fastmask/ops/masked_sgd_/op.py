@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmask import _backend
-from fastmask.ops import _checks, _lists
+from fastmask.ops import _checks, _lists, _tables
 from fastmask.ops._register import register
 
 
@@ -36,7 +36,8 @@ def masked_sgd_(
     Args:
         params: n tensors of one floating dtype and device, updated.
         grads: n tensors like params.
-        momenta: n tensors like params, updated; None where momentum is 0.
+        momenta: n tensors like params, updated; None where momentum is 0. Back ends `cpu` and `reference`
+            also take compact ones: 1-D, of the free entries alone, in logical order.
         frozen: n packed masks, uint8 (bytes,), 1 = frozen, or None for each; None = nothing is frozen.
         lr: number, or floating tensor of 1 element.
         momentum, weight_decay, dampening: numbers mu, weight_decay, damp.
@@ -56,25 +57,24 @@ def masked_sgd_(
         error budget: 16-bit tensors are rounded once a step.
     Source: arXiv 2308.13957, 3 (frozen entries); torch.optim.SGD (free ones).
     """
+    rate = _lists.number_or_tensor("lr", lr)
+    numbers = sgd_numbers(momentum, weight_decay, dampening, nesterov, maximize, first)
+    held = (momenta or ()) if momentum != 0 else ()
+    columns = (grads, held if momentum != 0 else None)
+    if plain := _tables.plain("masked_sgd_", backend, params, columns, frozen):
+        module, rows = plain
+        module.masked_sgd_(params, grads, held, frozen, rate, *numbers, rows)
+        return
     _lists.updated(params)
     _lists.alike("grads", grads, params)
     bits = _lists.frozen_bits(frozen, params)
-    rate = _lists.number_or_tensor("lr", lr)
-    numbers = sgd_numbers(momentum, weight_decay, dampening, nesterov, maximize, first)
     if momentum != 0:
-        _lists.alike("momenta", () if momenta is None else momenta, params)
-        _lists.writable("momenta", momenta or ())
+        _lists.state("momenta", held, params, bits)
     if not params:
         return
     with torch.no_grad():
         torch.ops.fastmask.masked_sgd_(
-            list(params),
-            list(grads),
-            list(momenta or ()) if momentum != 0 else [],
-            bits,
-            rate,
-            *numbers,
-            backend,
+            list(params), list(grads), list(held), bits, rate, *numbers, backend
         )
 
 
@@ -111,7 +111,8 @@ def _implementation(
     first: bool,
     backend: str,
 ) -> None:
-    module = _backend.resolve("masked_sgd_", backend, params[0].device, params[0].dtype)
+    function = "compact_state" if _lists.compact(momenta, params) else None
+    module = _backend.resolve("masked_sgd_", backend, params[0].device, params[0].dtype, function)
     module.masked_sgd_(
         params,
         grads,

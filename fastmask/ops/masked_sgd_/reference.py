@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from fastmask.ops.restore_frozen_.reference import as_bools, put_back
+from fastmask.ops.restore_frozen_.reference import as_bools, dense_state, put_back
+
+compact_state = True
 
 
 def masked_sgd_(
@@ -27,25 +29,26 @@ def masked_sgd_(
 ) -> None:
     """theta, buf unchanged where frozen; elsewhere buf = mu buf + (1 - damp) g, theta -= lr d."""
     rate = -lr.item()
-    for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
-        bits = frozen[i]
-        ones = None if bits is None else as_bools(bits, param)
-        old = None if ones is None else param.clone()
-        step = -grad if maximize else grad
-        if weight_decay != 0:
-            step = step.add(param, alpha=weight_decay)
-        if momentum == 0:
-            param.add_(step, alpha=rate)
-        else:
-            buf = momenta[i]
-            if first:
-                old_buf = buf.new_zeros(())
-                buf.copy_(step)
+    with dense_state(momenta, params, frozen) as momenta:
+        for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
+            bits = frozen[i]
+            ones = None if bits is None else as_bools(bits, param)
+            old = None if ones is None else param.clone()
+            step = -grad if maximize else grad
+            if weight_decay != 0:
+                step = step.add(param, alpha=weight_decay)
+            if momentum == 0:
+                param.add_(step, alpha=rate)
             else:
-                old_buf = buf if ones is None else buf.clone()
-                buf.mul_(momentum).add_(step, alpha=1 - dampening)
-            param.add_(step.add(buf, alpha=momentum) if nesterov else buf, alpha=rate)
-            if ones is not None:
-                put_back(buf, ones, old_buf)
-        if ones is not None and old is not None:
-            put_back(param, ones, old)
+                buf = momenta[i]
+                if first:
+                    old_buf = buf.new_zeros(())
+                    buf.copy_(step)
+                else:
+                    old_buf = buf if ones is None else buf.clone()
+                    buf.mul_(momentum).add_(step, alpha=1 - dampening)
+                param.add_(step.add(buf, alpha=momentum) if nesterov else buf, alpha=rate)
+                if ones is not None:
+                    put_back(buf, ones, old_buf)
+            if ones is not None and old is not None:
+                put_back(param, ones, old)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastmask import _backend
-from fastmask.ops import _lists
+from fastmask.ops import _lists, _tables
 from fastmask.ops._register import register
 
 
@@ -37,6 +37,10 @@ def restore_frozen_(
     Gradients: none; params may require grad.
     Deterministic: yes.
     """
+    if plain := _tables.plain("restore_frozen_", backend, params, (saved,), frozen):
+        module, rows = plain
+        module.restore_frozen_(params, saved, frozen, rows)
+        return
     _lists.updated(params)
     _lists.alike("saved", saved, params)
     bits = _lists.frozen_bits(frozen, params)
