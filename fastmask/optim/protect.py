@@ -83,14 +83,14 @@ class Protection:
         self._saved: dict[Tensor, Tensor] = {}
         self._call: dict[str, Any] | None = None
         clear_state(optimizer, frozen)
-        self._zero_gradients()
+        _zero_gradients(frozen)
         self._handles: list[RemovableHandle] = [
             optimizer.register_step_pre_hook(self._before_step),
             optimizer.register_step_post_hook(self._after_step),
             optimizer.register_load_state_dict_post_hook(self._after_load),
         ]
         for param, mask in frozen.items():
-            self._handles.append(_on_gradient(param, partial(_zero_gradient, bits=mask)))
+            self._handles.append(_on_gradient(param, partial(_zero_gradient, mask=mask)))
 
     @property
     def frozen(self) -> Mapping[Tensor, BitMask]:
@@ -136,7 +136,7 @@ class Protection:
         # Not empty within the step of a derived class that calls this one, and after one that raised.
         if self._call is not None:
             self.restore()
-        self._zero_gradients()
+        _zero_gradients(self._frozen)
         if self._call is None:
             self._saved = {param: param.detach().clone() for param in self._frozen}
             self._call = kwargs
@@ -170,11 +170,6 @@ class Protection:
         self._forget()
         clear_state(self._optimizer, self._frozen)
 
-    def _zero_gradients(self) -> None:
-        for param, mask in self._frozen.items():
-            if param.grad is not None:
-                _zero_gradient(param, bits=mask)
-
 
 def _on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHandle:
     """Call `hook` when a parameter's gradient has accumulated, also if it is to require one later."""
@@ -185,15 +180,30 @@ def _on_gradient(param: Tensor, hook: Callable[[Tensor], None]) -> RemovableHand
         param.requires_grad_(required)
 
 
+def _zero_gradient(param: Tensor, mask: BitMask) -> None:
+    _zero_gradients({param: mask})
+
+
 @torch.no_grad()
-def _zero_gradient(param: Tensor, bits: BitMask) -> None:
-    """Zero a gradient at frozen entries, in place: others may hold it (DDP's buckets)."""
-    grad = param.grad
-    if grad is None:
-        return
-    if grad.layout is not torch.strided:
-        raise TypeError(
-            f"protect: expected a dense gradient of the protected parameter of shape "
-            f"{tuple(param.shape)}, got {grad.layout}"
+def _zero_gradients(frozen: Mapping[Tensor, BitMask]) -> None:
+    """Zero gradients at frozen entries, in place: others may hold them (DDP's buckets)."""
+    launches: dict[tuple[torch.device, torch.dtype], list[Tensor]] = defaultdict(list)
+    for param in frozen:
+        grad = param.grad
+        if grad is None:
+            continue
+        if grad.layout is not torch.strided:
+            raise TypeError(
+                f"protect: expected a dense gradient of the protected parameter of shape "
+                f"{tuple(param.shape)}, got {grad.layout}"
+            )
+        launches[grad.device, grad.dtype].append(param)
+    for params in launches.values():
+        grads = [param.grad for param in params if param.grad is not None]
+        # Nothing but frozen entries is read, so that one tensor's zeros serve all.
+        zeros = grads[0].new_zeros(max(grad.numel() for grad in grads))
+        ops.restore_frozen_(
+            grads,
+            [zeros[: grad.numel()].view(grad.shape) for grad in grads],
+            [frozen[param].bits for param in params],
         )
-    grad.masked_fill_(bits.to_bool(), 0)
