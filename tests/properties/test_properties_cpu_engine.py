@@ -220,3 +220,28 @@ def test_a_product_with_more_than_two_to_the_thirty_first_weights() -> None:
     y = ops.masked_linear(leaf, weight, bits, backend="cpu")
     (dx,) = torch.autograd.grad(y, leaf, want[:1].bfloat16())
     assert dx[0, k - 1] == 1 + 4 + 9 + 16 + 25 and int(dx.count_nonzero()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") < 12 << 30,
+    reason="needs 12 GiB of free memory",
+)
+def test_a_step_beyond_two_to_the_thirty_first_elements() -> None:
+    """Of one bfloat16 tensor, dense and with momentum of the few free entries alone."""
+    if _cpu.isa() != _cpu.isas()[0]:
+        pytest.skip("once, on the fastest instruction set: a minute")
+    n = 2**31 + 77
+    bits = torch.full((-(-n // 64) * 8,), 255, dtype=torch.uint8)
+    bits[-6:] = 0  # of the last word 13 bits count
+    bits[-7] = 31
+    free = torch.tensor([3, 2**31 - 1, 2**31, 2**31 + 1, n - 1])
+    for place in free.tolist():
+        bits[place // 8] &= 255 - (1 << place % 8)
+    weight, grad = (torch.ones(n, dtype=torch.bfloat16) for _ in range(2))
+    for momenta in (None, [torch.ones(5, dtype=torch.bfloat16)]):
+        mu = 0.0 if momenta is None else 1.0
+        before = weight[free].clone()
+        ops.masked_sgd_([weight], [grad], momenta, [bits], lr=0.25, momentum=mu, backend="cpu")
+        assert torch.equal(weight[free], before - 0.25 * (1 + mu))
+        assert int(torch.count_nonzero(weight == 1)) == n - 5
