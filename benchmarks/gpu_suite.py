@@ -63,6 +63,7 @@ PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
     ("masked_weights", "default", ("float32",), False),
     ("learned_weights", "default", ("float32",), False),
     ("learned_linear", "4096x4096x256", ("bfloat16",), True),
+    ("learned_linear_step_", "default", ("bfloat16",), False),
     ("masked_linear", "tasks", ("bfloat16",), False),
     ("masked_linear", "densities", ("bfloat16",), False),
     ("masked_linear", "training", ("bfloat16",), False),

@@ -20,6 +20,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 SHAPES = {
     "masked_linear": "1024x1024x8",
     "learned_linear": "1024x1024x8",
+    "learned_linear_step_": "1024x1024x8",
     "compressed_linear": "1024x1024x1",
     "learned_weight": "1024x1024",
     "masked_weights": "resnet18",
