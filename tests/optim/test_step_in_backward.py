@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastmask import _backend
 from fastmask.masks import GumbelMask, ThresholdMask
-from fastmask.nn import MaskedConv2d, MaskedLinear, MaskedMultiheadAttention
+from fastmask.nn import MaskedConv2d, MaskedLinear, MaskedMultiheadAttention, prepared
 from fastmask.ops import _stepping
 from fastmask.ops._stepping import ScoreStep
 from fastmask.optim import step_in_backward
@@ -283,15 +283,19 @@ def test_functional_gradients_step_nothing() -> None:
         assert_same_bits(scores, old)
 
 
-@pytest.mark.parametrize("kind", ["conv", "attention"])
+@pytest.mark.parametrize("kind", ["conv", "attention", "prepared"])
 def test_other_layers_step_along_one_gradient_at_a_time(kind: str) -> None:
     torch.manual_seed(0)
     mask = GumbelMask(samples=2)
     if kind == "conv":
         layer: nn.Module = MaskedConv2d(4, 6, 3, mask=mask)
         x = values(4, 4, 5, 5)
-    else:
+    elif kind == "attention":
         layer, x = MaskedMultiheadAttention(8, 2, batch_first=True, mask=mask), values(4, 3, 8)
+    else:
+        own = GumbelMask()
+        layer = nn.Sequential(MaskedConv2d(4, 4, 3, mask=own), MaskedConv2d(4, 4, 1, mask=own))
+        x = values(4, 4, 5, 5)
     twin = copy.deepcopy(layer)
 
     def scores(one: nn.Module) -> list[nn.Parameter]:
@@ -302,8 +306,10 @@ def test_other_layers_step_along_one_gradient_at_a_time(kind: str) -> None:
     for i in range(2):
         for one in (layer, twin):
             torch.manual_seed(i)
-            y = one(x) if kind == "conv" else one(x, x, x)[0]
-            y.square().mean().backward()
+            with prepared(one if kind == "prepared" else nn.Identity()) as together:
+                y = one(x, x, x)[0] if kind == "attention" else one(x)
+                y.square().mean().backward()
+            assert len(together) == (2 if kind == "prepared" else 0)
         optimizer.step()
         optimizer.zero_grad()
         for mine, theirs in zip(scores(layer), scores(twin), strict=True):

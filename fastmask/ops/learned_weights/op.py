@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastmask import _backend
-from fastmask.ops import _checks
+from fastmask.ops import _checks, _stepping
 from fastmask.ops._layout import packed_bytes
 from fastmask.ops._register import register
 from fastmask.ops.learned_linear.op import check_method, check_off
@@ -82,6 +82,8 @@ def learned_weights(
     # Only sampled bits take seeds: the others must not advance torch's generator.
     keys = _keys(seeds, len(weights), scores[0]) if method == "gumbel" else None
     dtype = _checks.autocast(weights[0][:0] if weights[0].dim() else weights[0]).dtype
+    for own in scores:
+        _stepping.step_of(own, dtype)
     options = (method, tau, float(mu), density, off, dtype, backend)
     made = _LearnedWeights.apply(len(weights), keys, options, *weights, *scores)
     return list(made[: len(weights)])
