@@ -204,14 +204,13 @@ void product(const T* x, const T* values, const uint8_t* bits, const int64_t* st
   static thread_local Scratch kept;
   const int64_t depth = (k + 63) / 64 * 64;
   X* interleaved = kept.get<X>(b * depth);
-  memset(interleaved, 0, size_t(b * depth) * sizeof(X));
   for (int64_t row = 0; row < b; row++) {
     const int64_t first = row / kMostB * kMostB, count = b - first < kMostB ? b - first : kMostB;
     X* to = interleaved + first * depth + (row - first) * 64;
-    for (int64_t i = 0; i < k; i++) {
+    for (int64_t i = 0; i < depth; i++) {
       X& place = to[i / 64 * 64 * count + i % 64];
-      if constexpr (sizeof(X) == sizeof(T)) place = x[row * k + i];
-      else place = plain(x[row * k + i]);
+      if constexpr (sizeof(X) == sizeof(T)) place = i < k ? x[row * k + i] : X(0);
+      else place = i < k ? plain(x[row * k + i]) : X(0);
     }
   }
   pieces(n, rows_a_task(n, k, threads), threads, [=](int64_t begin, int64_t end) {

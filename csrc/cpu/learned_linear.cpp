@@ -129,13 +129,13 @@ struct Stepped {
 };
 
 // The 24-bit numbers of 64 elements from `e` on.
-inline const uint32_t* draw(int64_t e, uint32_t sample, uint64_t seed, uint32_t* k) {
+inline const uint32_t* draw(int64_t e, uint32_t sample, const Keys& keys, uint32_t* k) {
   Block random;
   // 16 counters share the high half of the first: where they would not, they begin at a multiple of 16.
   const int64_t counter = e / 4, begin = uint32_t(counter) > 0xFFFFFFFFu - 32 ? counter / 16 * 16 : counter;
   const int64_t shift = e - 4 * begin;
   for (int64_t half = 0; half < (shift == 0 ? 1 : 2); half++) {
-    philox16(begin + 16 * half, sample, 0, seed, random);
+    philox16(begin + 16 * half, sample, 0, keys, random);
     for (int i = 0; i < 16; i++)
       for (int j = 0; j < 4; j++) k[64 * half + 4 * i + j] = random.lane[j][i] >> 8;
   }
@@ -193,6 +193,7 @@ inline void products(const float* grads, const float* panel, int64_t count, floa
 template <class T, class To>
 void through(const T* grad, const T* x, const T* w, const float* logits, uint64_t seed, const Rows& rows, int64_t n,
              int64_t k, float inverse_tau, float factor, Scaling scaling, const To& to_scores, int64_t threads) {
+  const Keys keys(seed);
   static thread_local Scratch kept;
   const int64_t B = rows.rows, panels = (k + kPanel - 1) / kPanel;
   float* x_panels = kept.get<float>(panels * B * kPanel);
@@ -241,7 +242,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
             products(grads + b * kRowsATask + row - begin, x_panels + (p * B + b) * kPanel, rows.count(s), g);
             for (int r = 0; r < high; r++) {
               const uint32_t* random =
-                  logits != nullptr ? draw((row + r) * k + column, uint32_t(s), seed, drawn) : nullptr;
+                  logits != nullptr ? draw((row + r) * k + column, uint32_t(s), keys, drawn) : nullptr;
               teach(g + r * kPanel, random, inverse_tau, scaling.scale(s), scaling.shift(s), strips[r]);
             }
           }
@@ -255,6 +256,7 @@ void through(const T* grad, const T* x, const T* w, const float* logits, uint64_
 template <class T>
 void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_t samples, int64_t n,
           float inverse_tau, float factor, Scaling scaling, float* out, int64_t threads) {
+  const Keys keys(seed);
   in_large_pages(out, n * 4);
   pieces(n, 256 * kPanel, threads, [=](int64_t begin, int64_t end) {
     Strip strip;
@@ -264,7 +266,7 @@ void rule(const float* g, const T* w, const float* logits, uint64_t seed, int64_
       const int64_t count = end - e < kPanel ? end - e : kPanel;
       prepare(w + e, logits != nullptr ? logits + e : nullptr, count, inverse_tau == 1.0f, factor, strip);
       for (int64_t s = 0; s < samples; s++) {
-        const uint32_t* random = logits != nullptr ? draw(e, uint32_t(s), seed, drawn) : nullptr;
+        const uint32_t* random = logits != nullptr ? draw(e, uint32_t(s), keys, drawn) : nullptr;
         const float* from = g + s * n + e;
         if (count < kPanel) from = static_cast<const float*>(memcpy(last, from, size_t(count) * sizeof(float)));
         teach(from, random, inverse_tau, scaling.scale(s), scaling.shift(s), strip);

@@ -49,6 +49,28 @@ inline void deal(const uint32_t* level, Block& out) {
 #endif
 }
 
+// T(l) of 64 logits: the operations of threshold() in philox.h, in fewer instructions. All 2^32 logits agree.
+inline void levels_of(const float* logits, uint32_t* out) {
+#if defined(__AVX512F__)
+  constexpr float kExp[] = {-0.00831876509f, 0.0419019051f, -0.166671857f, 0.499990255f, -0.999999821f, 1.0f};
+  for (int i = 0; i < 64; i += 16) {
+    const F l = load(logits + i), one = set1(1.0f);
+    // Of a NaN the minimum is 40 and the comparison below is false: it counts as -40.
+    const F a = _mm512_min_ps(_mm512_abs_ps(l), set1(40.0f));
+    // -n, all signs being turned.
+    const F n = _mm512_roundscale_ps(a * set1(-1.44269502162933349609375f) - set1(0.5f), 3);  // cut off
+    const F r = a + n * set1(0.693359375f) + n * set1(-2.12194442e-4f);
+    F z = set1(kExp[0]);
+    for (int c = 1; c < 6; c++) z = z * r + set1(kExp[c]);
+    z = _mm512_scalef_ps(z, n);
+    const F s = _mm512_mask_mov_ps(z, _mm512_cmp_ps_mask(l, set1(0.0f), _CMP_GE_OQ), one) / (one + z);
+    _mm512_storeu_si512(out + i, _mm512_cvttps_epi32(s * set1(16777216.0f)));
+  }
+#else
+  for (int i = 0; i < 64; i++) out[i] = threshold(logits[i]);
+#endif
+}
+
 inline float logit_at(const float* p, int64_t i) { return p[i]; }
 inline float logit_at(const uint16_t* p, int64_t i) { return widen_one(p[i]); }
 
@@ -56,6 +78,7 @@ template <class T>
 void sample(const T* logits, int64_t n, uint64_t seed, int64_t samples, uint32_t stream, uint8_t* bits,
             int64_t threads) {
   const int64_t words = packed_words(n);
+  const Keys keys(seed);
   pieces(words, kWordsAPiece, threads, [=](int64_t begin, int64_t end) {
     Block thresholds, random;
     float values[64];
@@ -68,10 +91,10 @@ void sample(const T* logits, int64_t n, uint64_t seed, int64_t samples, uint32_t
       } else {
         for (int64_t i = 0; i < 64; i++) values[i] = i < count ? logit_at(logits, 64 * w + i) : -40.0f;
       }
-      for (int i = 0; i < 64; i++) level[i] = threshold(values[i]);
+      levels_of(values, level);
       deal(level, thresholds);
       for (int64_t s = 0; s < samples; s++) {
-        philox16(16 * w, uint32_t(s), stream, seed, random);
+        philox16(16 * w, uint32_t(s), stream, keys, random);
         uint64_t word = 0;
         for (int j = 0; j < 4; j++) word |= spread_by_four(below(random.lane[j], thresholds.lane[j])) << j;
         store_word(bits + s * words * 8, w, word);
