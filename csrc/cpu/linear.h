@@ -65,7 +65,7 @@ inline F weight_tail(const uint16_t* p, M m, int64_t count) {
   return weight<flip>(whole, m);
 }
 #if defined(__AVX512BW__)
-// The first `count` of 32 halves, or all.
+// 32 halves, or the first `count` of them, which may be none or less.
 template <bool flip>
 inline __m512i halves(const uint16_t* p, uint32_t bits) {
   if constexpr (!flip) return _mm512_maskz_loadu_epi16(bits, p);
@@ -75,7 +75,7 @@ inline __m512i halves(const uint16_t* p, uint32_t bits) {
 template <bool flip>
 inline __m512i halves(const uint16_t* p, uint32_t bits, int64_t count) {
   if constexpr (!flip) return _mm512_maskz_loadu_epi16(bits, p);
-  const __m512i v = _mm512_maskz_loadu_epi16(__mmask32(low_ones(count)), p);
+  const __m512i v = _mm512_maskz_loadu_epi16(count > 0 ? __mmask32(low_ones(count)) : 0, p);
   return _mm512_mask_add_epi16(v, bits, v, _mm512_set1_epi16(int16_t(0x8000)));
 }
 #endif
