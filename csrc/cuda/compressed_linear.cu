@@ -133,9 +133,11 @@ __global__ void __launch_bounds__(kWarps * kLanes)
   constexpr int kBytes = kStays ? kValues + 4 * kSpread : kValues > 4 * kSpread ? kValues : 4 * kSpread;
   __shared__ __align__(16) unsigned char memory[kWarps][kBytes];
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
-  // Warps of a block have chunks beside each other, whose values follow each other.
-  const int64_t unit = int64_t(blockIdx.x) * kWarps + warp, chunk = unit % shape.chunks;
-  const int64_t top = unit / shape.chunks * kDown, row = int64_t(blockIdx.y) * ROWS;
+  // Warps of a block have chunks beside each other, whose values follow each other; so have blocks of the same
+  // values, for other rows of x: all but the first read them from L2.
+  const int64_t groups = (shape.b + ROWS - 1) / ROWS;
+  const int64_t unit = blockIdx.x / groups * kWarps + warp, chunk = unit % shape.chunks;
+  const int64_t top = unit / shape.chunks * kDown, row = blockIdx.x % groups * ROWS;
   if (top >= shape.n) return;  // a whole warp, and no warp waits for another
   const int down = shape.n - top < kDown ? int(shape.n - top) : kDown;
 
@@ -222,7 +224,7 @@ int run(const void* x, const void* values, const uint8_t* bits, const void* bias
     const int64_t units = blocks(shape.n, kDown) * shape.chunks;
     if (code == 0)
       code = launch(device, stream, shape.b == 1 ? multiply<T, 1> : multiply<T, 4>,
-                    grid(blocks(units, kWarps), blocks(shape.b, shape.b == 1 ? 1 : 4)), kWarps * kLanes,
+                    grid(blocks(units, kWarps) * blocks(shape.b, shape.b == 1 ? 1 : 4)), kWarps * kLanes,
                     static_cast<const T*>(x), static_cast<const T*>(values), words, offsets, totals, sums, shape);
     if (code != 0) return code;
   }

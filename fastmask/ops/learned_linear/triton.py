@@ -218,7 +218,9 @@ def _draw_and_multiply(
     # torch compares in the scores' dtype, to which it rounds mu.
     level = torch.tensor(mu, dtype=scores.dtype, device="cpu").item()
     rows, block_n = 16 if B <= 16 else ONE_TILE, 64
-    block_k, warps = (16, 4) if x.dtype == torch.float32 else (32, 8)
+    # In float32 four warps suffice, but for scores of 16 bits, whose tiles spill in Triton 3.6.
+    block_k = 16 if x.dtype == torch.float32 else 32
+    warps = 4 if x.dtype == scores.dtype == torch.float32 else 8
     split = tiles.splits(triton.cdiv(N, block_n), triton.cdiv(K, block_k))
     part = triton.cdiv(triton.cdiv(K, block_k), split) * block_k
     sums = y if split == 1 else torch.empty((split, B, N), dtype=torch.float32, device=x.device)
@@ -308,8 +310,9 @@ def _teach(
     cut = tiles.cut(groups, samples, B, rows)
     lr, momentum, decay, dampening, nesterov, maximize, first = numbers or (0.0,) * 4 + (False,) * 3
     on_device = isinstance(lr, Tensor)
-    # A step needs more registers than 4 warps have where rows name their masks or noise is drawn one by one.
-    warps = 8 if numbers is not None and (groups is not None or K % 4 != 0) else 4
+    # Samples' sums beside their total need more registers than 4 warps have; so does a step where noise is
+    # drawn one by one.
+    warps = 8 if samples > 1 or (numbers is not None and K % 4 != 0) else 4
     with launch.on(grad):
         _grad_scores[(triton.cdiv(N, block), triton.cdiv(K, block))](
             grad, x, weight, scores, seed, a, through, out, cut.ends, cut.order,

@@ -321,12 +321,12 @@ def grad_weight(
     if samples == 1 and dense_first(B, N, K, grad.dtype, launch.capability(grad), tf32):
         return scratch.grad_weight(grad, x, active, flip, scale)
     # Pipelined, float32 spills a few registers in Triton 3.6 or in 3.9, by the number of stages; so it does
-    # with 4 warps where rows are named.
+    # with 4 warps where there are several masks.
     single = grad.dtype == torch.float32
     rows, stages, warps = (
         16 if single else 32,
         1 if single else 3,
-        8 if single and groups is not None else 4,
+        8 if single and samples > 1 else 4,
     )
     block = 64
     cut = tiles.cut(groups, samples, B, rows)

@@ -43,6 +43,7 @@ struct dim3 {
 using cudaStream_t = void*;
 enum cudaError_t {
   cudaSuccess = 0,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorInsufficientDriver = 35,
   cudaErrorNoDevice = 100,
   cudaErrorInvalidDevice = 101,
@@ -262,6 +263,10 @@ void start(void (*kernel)(P...), dim3 blocks, int threads, cudaStream_t, const P
   on_host::with = &call;
   gridDim = blocks;
   blockDim = dim3(unsigned(threads));
+  if (blocks.y > 65535) {
+    cuda_last_error = cudaErrorInvalidConfiguration;
+    return;
+  }
   // Blocks have no order either.
   std::vector<unsigned> order(blocks.x * blocks.y);
   for (unsigned i = 0; i < order.size(); i++) order[i] = i;

@@ -129,6 +129,14 @@ def test_compressed_linear(rows: int, dtype: torch.dtype, put: Put) -> None:
         assert_within_budget(got, plain, exact)
 
 
+def test_compressed_linear_of_more_rows_than_a_second_axis_takes() -> None:
+    """Four rows a block, 65,535 blocks: axes other than the first have no more."""
+    x, weight = values(4 * 65536, 1), torch.full((1, 1), 3.0)
+    bits = ops.pack(torch.ones(1, 1, dtype=torch.bool), backend="reference")
+    y = compressed_linear(x, compress(weight, bits), bits, 1, backend="cuda")
+    assert torch.equal(y, 3 * x)
+
+
 def test_few_ones_and_all_bits_add_up_alike() -> None:
     """A row is the same whether its lanes go from one to one or, for one lane's sake, through all bits."""
     ones = mask(2, 1024, density=0.2)
