@@ -43,9 +43,7 @@ def _bits() -> Iterator[Case]:
         for samples in (1, 8):
             sampled = (scores, torch.tensor(3), samples, 5)
             yield Case("sample_mask", f"{_name(dtype)}-S{samples}", "sample_mask", sampled)
-        if dtype != torch.float16:
-            # What follows differs from bfloat16 in a constant alone.
-            yield Case("topk_mask", _name(dtype), "topk_mask", (scores, 0.5))
+        yield Case("topk_mask", _name(dtype), "topk_mask", (scores, 0.5))
     yield Case("topk_mask", "float32-large", "topk_mask", (torch.zeros(2**23), 0.5))
 
 
@@ -68,14 +66,14 @@ def _conv() -> Iterator[Case]:
     many = [torch.zeros(n, 16, 3, 3) for n in (16, 32, 64)]
     last = [w.to(memory_format=torch.channels_last) for w in many]
     packed = [_bytes(w.numel()) for w in many]
-    for dtype in FLOATS[:2]:
+    for dtype in FLOATS:
         some = ([w.to(dtype) for w in (*many, *last)], packed * 2)
-        for rounded in (dtype, torch.bfloat16 if dtype == torch.float32 else torch.float32):
+        for rounded in FLOATS if dtype == torch.float32 else (dtype, torch.float32):
             what = f"{_name(dtype)}-to-{_name(rounded)}"
             yield Case("masked_weights", what, "masked_weights", (*some, rounded))
     size, geometry = (64, 64, 3, 3), ([1, 1], [1, 1], [1, 1], 1)
     bits = _bytes(64 * 64 * 9).expand(2, -1)
-    for dtype in FLOATS[:2]:
+    for dtype in FLOATS:
         x, w = torch.zeros(2, 64, 8, 8, dtype=dtype), torch.zeros(size, dtype=dtype)
         for what, kept in (("", w), ("-last", w.to(memory_format=torch.channels_last))):
             drawn = (x, kept, bits, None, *geometry)
@@ -97,16 +95,13 @@ def _linear() -> Iterator[Case]:
         w, b = torch.zeros(N, K, dtype=dtype), torch.zeros(N, dtype=dtype)
         # From some 100 rows float32 goes through scratch.
         most = 64 if dtype == torch.float32 else 256
-        for B in sorted({1, 4, 64, most}):
+        for B in (1, 4, 16, 32, 64) if most == 64 else (1, 4, 16, 32, 64, 128, most):
             x, what = torch.zeros(B, K, dtype=dtype), f"{_name(dtype)}-B{B}"
             yield Case("masked_linear", what, "masked_linear", (x, w, bits, b, None))
-        yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, bits, None))
+            if B > 4:
+                yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, bits, None))
         yield Case("masked_linear", f"{what}-dw", "grad_weight", (x, x, bits, None))
-        if dtype == torch.float16:
-            # What follows differs from bfloat16 in nothing but the conversion.
-            continue
-        x, small = torch.zeros(16, K, dtype=dtype), torch.zeros(1024, 2048, dtype=dtype)
-        yield Case("masked_linear", f"{_name(dtype)}-B16-dx", "grad_input", (x, w, bits, None))
+        small = torch.zeros(1024, 2048, dtype=dtype)
         many = (small, torch.zeros(2048, 2048, dtype=dtype), bits[:, : 2048 * 256])
         what = f"{_name(dtype)}-many"
         yield Case("masked_linear", what, "masked_linear", (*many, b[:2048], None))
@@ -114,6 +109,7 @@ def _linear() -> Iterator[Case]:
         groups = torch.arange(64) % 4
         four = bits.expand(4, -1)
         x = torch.zeros(64, K, dtype=dtype)
+        yield Case("masked_linear", f"{_name(dtype)}-S4-dw", "grad_weight", (x, x, four, None))
         what = f"{_name(dtype)}-groups"
         yield Case("masked_linear", what, "masked_linear", (x, w, four, b, groups))
         yield Case("masked_linear", f"{what}-dx", "grad_input", (x, w, four, groups))
@@ -155,14 +151,15 @@ def _learned() -> Iterator[Case]:
             *sgd,
         )
         yield _stepped(dtype, "gumbel", stepped)
-        if dtype == torch.float16:
-            continue
         plain = (lr, 0.0, 0.0, 0.0, False, False, False)
         of_bits = (rows, rows, w, scores, bits, None, None, None, "threshold", 1.0, "zero", True)
         yield _stepped(dtype, "threshold-scale", (*of_bits, *plain))
         yield _forward(dtype, "gumbel-B1", (x[:1], *drawn[1:]))
         flipped = (x, w, scores, b, None, None, "threshold", 1, 0.5, None, "flip", False)
         yield _forward(dtype, "threshold-flip-B64", flipped)
+        for kind in FLOATS[1:]:
+            of_kind = (x, w, scores.to(kind), *flipped[3:])
+            yield _forward(dtype, f"threshold-of-{_name(kind)}-B64", of_kind)
         scaled = (rows, rows, w, scores, bits, None, None, "threshold", 1.0, "zero", True, _SCORES)
         yield _backward(dtype, "threshold-scale-ds", scaled)
         four, groups = bits.expand(4, -1), torch.arange(64) % 4

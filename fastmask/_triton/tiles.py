@@ -71,8 +71,8 @@ def products(
         inside = (at < end)[:, None] & (k < K)[None, :]
         x = tl.load(x_ptr + r[:, None] * K + k[None, :], mask=inside, other=0.0)
         if g.dtype == tl.float32:
-            # Rows may be many and are not split: each tile's sum is rounded by itself, so that errors grow with
-            # the number of tiles. (Without a limit to terms a sum the compiler would go on in one.)
+            # Rows may be many: each tile's sum is rounded by itself, so that errors grow with the number of
+            # tiles. (Without a limit to the terms of a sum the compiler would go on in one.)
             sums += tl.dot(g, x, input_precision=PRECISION, max_num_imprecise_acc=ROWS)
         else:
             sums = tl.dot(g, x, sums, input_precision=PRECISION)

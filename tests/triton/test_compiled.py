@@ -59,15 +59,37 @@ def test_tensor_cores_multiply() -> None:
     assert kernels == products | {"_add", "_popcount", "_window", "_add_selected"}
 
 
+PRODUCTS = ("_forward", "_grad_input", "_grad_weight", "_drawn", "_grad_scores")
+
+
 @pytest.mark.parametrize("precision", ["highest", "high"])
-def test_tf32_only_where_torch_allows_it(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = next(c for c in CASES if str(c) == "masked_linear-float32-B64")
+@pytest.mark.parametrize("kernel", PRODUCTS)
+def test_tf32_only_where_torch_allows_it(
+    kernel: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of = {
+        "_forward": "masked_linear-float32-B64", "_grad_input": "masked_linear-float32-B64-dx",
+        "_grad_weight": "masked_linear-float32-S4-dw", "_drawn": "learned_linear-float32-gumbel-B64",
+        "_grad_scores": "learned_linear-float32-gumbel-groups-ds",
+    }  # fmt: skip
+    case = next(c for c in CASES if str(c) == of[kernel])
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: precision)
-    for each in aot.launches_of(case):
-        machine = aot.compiled(each, 90)
+    launch = next(each for each in aot.launches_of(case) if each.kernel.__name__ == kernel)
+    for capability in aot.CAPABILITIES:
+        machine = aot.compiled(launch, capability)
         assert machine.spills == 0, machine
-        if machine.kernel == "_forward":
-            assert any("TF32" in name for name in machine.tensor_core) == (precision == "high")
+        assert any("TF32" in name for name in machine.tensor_core) == (precision == "high")
+
+
+@pytest.mark.parametrize(
+    "case", ["masked_linear-float32-S4-dw", "learned_linear-float32-gumbel-ds"]
+)
+def test_sums_over_many_rows_are_added_tile_by_tile(case: str) -> None:
+    """One running sum over thousands of rows errs some four times as much as one over tiles of 16."""
+    for machine in machines(next(c for c in CASES if str(c) == case), 90):
+        if machine.kernel in PRODUCTS:
+            # An addition for each of the tile's entries, beside those of the products.
+            assert len(re.findall(r"\badd(?:\.rn)?\.f32\b", machine.ptx)) >= 16, machine.kernel
 
 
 @pytest.mark.parametrize("capability", aot.CAPABILITIES)
