@@ -157,6 +157,7 @@ def test_the_default_device_does_not_matter(op: str, backend: str) -> None:
         "masked_weights": lambda: ops.masked_weights([w, g], [bits, bits], **at),
         "learned_linear": lambda: ops.learned_linear(x, w, g, seed=3, samples=2, **at),
         "learned_linear_step_": lambda: taught(g.clone(), torch.zeros_like(g)),
+        "learned_weights": lambda: ops.learned_weights([w, g], [g, w], seeds=[3, 4], **at),
         "learned_weight": lambda: ops.learned_weight(w, g, seed=3, scale="rsqrt_density", **at),
         "learned_conv2d": lambda: ops.learned_conv2d(images, kernel, kernel, seed=3, **at),
     }[op]  # fmt: skip
