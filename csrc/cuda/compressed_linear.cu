@@ -135,9 +135,9 @@ __global__ void __launch_bounds__(kWarps * kLanes)
   const int lane = threadIdx.x % kLanes, warp = threadIdx.x / kLanes;
   // Warps of a block have chunks beside each other, whose values follow each other; so have blocks of the same
   // values, for other rows of x: all but the first read them from L2.
-  const int64_t groups = (shape.b + ROWS - 1) / ROWS;
-  const int64_t unit = blockIdx.x / groups * kWarps + warp, chunk = unit % shape.chunks;
-  const int64_t top = unit / shape.chunks * kDown, row = blockIdx.x % groups * ROWS;
+  const unsigned groups = unsigned((shape.b + ROWS - 1) / ROWS);
+  const int64_t unit = int64_t(blockIdx.x / groups) * kWarps + warp, chunk = unit % shape.chunks;
+  const int64_t top = unit / shape.chunks * kDown, row = int64_t(blockIdx.x % groups) * ROWS;
   if (top >= shape.n) return;  // a whole warp, and no warp waits for another
   const int down = shape.n - top < kDown ? int(shape.n - top) : kDown;
 
