@@ -1,6 +1,5 @@
 // pack: 64 elements make one word.
 #include "kernels.h"
-#include "pages.h"
 #include "vec.h"
 
 namespace fastmask {
@@ -35,7 +34,6 @@ inline float score_at(const uint16_t* p) { return widen_one(*p); }
 
 template <class T>
 void above(const T* scores, float mu, int64_t n, uint8_t* bits, int64_t threads) {
-  in_large_pages(bits, packed_words(n) * 8);
   pieces(packed_words(n), kWordsAPiece, threads, [=](int64_t begin, int64_t end) {
     const F level = set1(mu);
     for (int64_t w = begin; w < end; w++) {
@@ -53,7 +51,6 @@ void above(const T* scores, float mu, int64_t n, uint8_t* bits, int64_t threads)
 }  // namespace
 
 void pack_bools(const uint8_t* mask, int64_t n, uint8_t* bits, int64_t threads) {
-  in_large_pages(bits, packed_words(n) * 8);
   pieces(packed_words(n), kWordsAPiece, threads, [=](int64_t begin, int64_t end) {
     for (int64_t w = begin; w < end; w++) {
       uint64_t word = 0;

@@ -11,7 +11,8 @@ namespace FASTMASK_ISA {
 namespace {
 
 // Ask for pages of 2 MB where that many are about to be written for the first time: 64 MB of gradients are 16,384
-// faults in pages of 4 KB, a third of what computing them takes; 8 MB of packed bits half of what packing takes.
+// faults in pages of 4 KB, a third of what computing them takes; 64 MB of unpacked bools half. The allocator hands out
+// blocks of some megabytes again and again: packed bits gain nothing from it.
 inline void in_large_pages(void* memory, int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kLarge = uintptr_t(2) << 20;

@@ -9,7 +9,6 @@ namespace {
 
 constexpr int64_t kWordsAPiece = 2048;
 
-
 inline void write(uint64_t word, uint8_t* mask) {
 #if defined(__AVX512F__)
   _mm512_storeu_si512(mask, _mm512_maskz_set1_epi8(word, 1));
