@@ -21,7 +21,6 @@ where anything was wrong. `--dry-run` takes the CPU and tiny shapes through the 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import importlib.util
 import json
 import os
@@ -32,45 +31,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+CASES = str(Path(__file__).with_name("gpu_cases.py"))
 GOOD, WRONG, LEFT = "ok", "WRONG", "left out"
-# A line of the benchmarks' log for the suite, and how much of a log is kept from each end.
-MARK, KEPT = "@ ", 500_000
-# Names of sets and ops by what a first look at a device wants to know; the rest follows.
-PLAN: tuple[tuple[str, str, tuple[str, ...], bool], ...] = (
-    # op, set of shapes, dtypes, torch.compile too
-    ("masked_linear", "default", ("bfloat16",), False),
-    ("sample_mask", "default", (), False),
-    ("masked_adamw_", "default", (), False),
-    ("masked_sgd_", "default", (), False),
-    ("learned_linear", "default", ("bfloat16",), False),
-    ("compressed_linear", "default", (), False),
-    ("topk_mask", "default", (), False),
-    ("pack", "default", (), False),
-    ("unpack", "default", (), False),
-    ("popcount", "default", (), False),
-    ("restore_frozen_", "default", (), False),
-    ("masked_conv2d", "default", ("bfloat16",), False),
-    # Tuning what it compiles takes torch.compile a good part of a minute a case.
-    ("masked_linear", "4096x11008x16,4096x11008x256,4096x11008x1", ("bfloat16",), True),
-    ("masked_linear", "default", ("float32",), False),
-    ("learned_conv2d", "default", ("bfloat16",), False),
-    ("learned_weight", "default", ("bfloat16",), False),
-    ("masked_weights", "default", ("float32",), False),
-    ("learned_weights", "default", ("float32",), False),
-    ("learned_linear", "4096x4096x256", ("bfloat16",), True),
-    ("learned_linear_step_", "default", ("bfloat16",), False),
-    ("masked_linear", "tasks", ("bfloat16",), False),
-    ("masked_linear", "densities", ("bfloat16",), False),
-    ("masked_linear", "training", ("bfloat16",), False),
-    ("masked_linear", "heads,vit-b", ("bfloat16",), False),
-    ("learned_linear", "default", ("float32",), False),
-    ("masked_linear", "llama3-8b,llama-70b", ("bfloat16",), False),
-)
+# How much of a log is kept from each end, and what begins a line of it that gpu_cases.py has for the suite.
+KEPT, MARK = 500_000, "@ "
 
 
 @dataclass
@@ -162,8 +131,7 @@ def check(suite: Suite) -> None:
     """What holds or does not, side by side: the small shapes, the tests, the sanitizer's two tools."""
     dry = ("--dry-run",) if suite.dry else ()
     sets = "small" if suite.dry else "awkward"
-    program = str(Path(__file__))
-    running = {"verify": suite.start("verify", program, "--verify-only", "--sets", sets, *dry)}
+    running = {"verify": suite.start("verify", CASES, "--verify", sets, *dry)}
     if tests := test_words(suite):
         running["tests"] = suite.start("tests", *tests)
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
@@ -177,8 +145,7 @@ def check(suite: Suite) -> None:
                  "--report-api-errors", "no")  # fmt: skip
         # Tensors side by side in one block of torch's would hide what is read behind their ends.
         env = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"} if tool == "memcheck" else {}
-        words = (program, "--verify-only", "--sets", "small")
-        running[tool] = suite.start(tool, *words, under=under, env=env)
+        running[tool] = suite.start(tool, CASES, "--verify", "small", under=under, env=env)
     until = time.monotonic() + min(270.0, suite.left() - 120)
     for name, each in running.items():
         status, said = each.end(until - time.monotonic())
@@ -243,94 +210,6 @@ def test_words(suite: Suite) -> list[str]:
     ]  # fmt: skip
 
 
-def verify_only(sets: str, dry: bool) -> int:
-    """Verify every op's tiny cases, and the awkward linear ones; the number of wrong ones."""
-    import torch
-
-    from fastmask._benchmarks import harness
-
-    device = torch.device("cpu" if dry else "cuda")
-    floats = (torch.float32,) if dry else (torch.float32, torch.bfloat16, torch.float16)
-    tiny = harness.Setup(device=device, shapes=("tiny",), dtypes=floats)
-    cases = [case for op in harness.ops() for case in harness.cases(op, tiny)]
-    if sets == "awkward":
-        odd = dataclasses.replace(tiny, shapes=("adversarial",), dtypes=floats[:2])
-        cases += harness.cases("masked_linear", odd)
-    wrong, checked, passed_by = [], 0, set()
-    for case in cases:
-        names, refused = harness.backends(case, tiny)
-        passed_by |= set(refused)
-        if not names:
-            continue
-        for name in names:
-            try:
-                checked += len(list(harness.verified(case, case.prepare(), [name])))
-            except Exception as error:  # a compiler's too
-                wrong.append(f"{case} on {name}: {type(error).__name__}: {error}")
-        if wrong and broken(device):
-            wrong.append("nothing runs on the device any more: the rest was not checked")
-            break
-    for sentence in (*sorted(passed_by), *wrong):
-        print(sentence)
-    first = f", first {' '.join(wrong[0].split())[:300]}" if wrong else ""
-    print(f"{checked} checks, {len(wrong)} wrong{first}")
-    return len(wrong) or int(checked == 0)
-
-
-def broken(device: object) -> bool:
-    """Whether a kernel has left the device unusable for this process."""
-    import torch
-
-    try:
-        torch.zeros(1, device=device).item()  # type: ignore[call-overload]
-    except RuntimeError:
-        return True
-    return False
-
-
-def planned(dry: bool) -> Iterator[tuple[object, object]]:
-    """Cases with their set-ups, the important ones first, none twice."""
-    import torch
-
-    from fastmask._benchmarks import harness
-
-    seen: set[str] = set()
-    for op, sets, dtypes, compiled in PLAN:
-        setup = harness.Setup(
-            device=torch.device("cpu" if dry else "cuda"),
-            shapes=("tiny",) if dry else tuple(sets.split(",")),
-            dtypes=() if dry else tuple(harness.DTYPES[name] for name in dtypes),
-            compiled=compiled and not dry,
-            rounds=2 if dry else 25,
-            limit=0.2 if dry else 1.5,
-        )
-        for case in harness.cases(op, setup):
-            if f"{case} {setup.compiled}" not in seen:
-                seen.add(f"{case} {setup.compiled}")
-                yield case, setup
-
-
-def bench_only(table: Path, first: int, until: float, dry: bool) -> int:
-    """Cases from one on, in their order until the time is over; 3 where the device is broken then."""
-    from fastmask._benchmarks import harness
-
-    for i, (case, setup) in enumerate(planned(dry)):
-        if i < first:
-            continue
-        outcome = harness.Outcome()
-        print(MARK + json.dumps({"next": i + 1, "case": str(case)}), flush=True)
-        harness.run([case], setup, _say, until, table, outcome)  # type: ignore[list-item,arg-type]
-        if outcome.wrong or outcome.left_out:
-            print(MARK + json.dumps({"wrong": outcome.wrong, "left": outcome.left_out}), flush=True)
-        if outcome.wrong and broken(setup.device):  # type: ignore[attr-defined]
-            return 3
-    return 0
-
-
-def _say(sentence: str) -> None:
-    print(sentence, flush=True)
-
-
 def benchmark(suite: Suite) -> None:
     """Cases in their order until the time is over, then the table and the figure."""
     from fastmask._benchmarks import figures
@@ -340,15 +219,8 @@ def benchmark(suite: Suite) -> None:
     dry = ("--dry-run",) if suite.dry else ()
     first, wrong, left = 0, [], []
     while True:
-        words = (
-            "--bench-from",
-            str(first),
-            "--until",
-            str(suite.ends - 20),
-            "--out",
-            str(suite.out),
-        )
-        running = suite.start(f"benchmarks-{first}", str(Path(__file__)), *words, *dry)
+        words = ("--from", str(first), "--until", str(suite.ends - 20), "--csv", str(table))
+        running = suite.start(f"benchmarks-{first}", CASES, *words, *dry)
         status, said = running.end(suite.left() - 8)
         print(said, flush=True)
         marks = [
@@ -417,18 +289,10 @@ def main() -> int:
     parser.add_argument("--wheels", type=Path, help="folder of wheels that this Python lacks")
     parser.add_argument("--dry-run", action="store_true", help="the CPU and tiny shapes")
     parser.add_argument("--no-build", action="store_true", help="the extensions are there")
-    parser.add_argument("--verify-only", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--sets", default="small", help=argparse.SUPPRESS)
-    parser.add_argument("--bench-from", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.verify_only:
-        return 1 if verify_only(given.sets, given.dry_run) else 0
     began = time.monotonic()
     out = given.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    if given.bench_from is not None:
-        return bench_only(out / "results.csv", given.bench_from, given.until, given.dry_run)
     wheels = tempfile.TemporaryDirectory()
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     if given.wheels:

@@ -312,7 +312,7 @@ def test_the_gpu_suite_goes_on_behind_a_case_that_ended_it(
 
 
 def test_every_entry_of_the_gpu_plan_has_cases() -> None:
-    from fastmask._benchmarks import gpu_suite as it
+    from fastmask._benchmarks import gpu_cases as it
 
     for op, sets, dtypes, _ in it.PLAN:
         setup = harness.Setup(
