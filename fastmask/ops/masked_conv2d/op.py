@@ -116,11 +116,12 @@ def _undispatched(
     A convolution leaves no code in the caches: dispatching and its Python, 0.09 ms in a loop, then take
     0.4 (64 channels of 56 x 56 pixels, Zen 4), these 0.1, of which a view of the bits would be 0.03.
     """
+    *sizes, groups, backend = geometry_and_backend
+    geometry = (*([v, v] if isinstance(v, int) else [*v] for v in sizes), groups)
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        return _Undispatched.apply(x, weight, active.unsqueeze(0), bias, *geometry_and_backend)
-    *geometry, backend = geometry_and_backend
+        return _Undispatched.apply(x, weight, active.unsqueeze(0), bias, *geometry, backend)
     module = _backend.resolve("masked_conv2d", backend, "cpu", x.dtype)
     masks = active if getattr(module, "FLAT", False) else active.unsqueeze(0)
     return module.masked_conv2d(x, weight, masks, bias, *geometry)
@@ -227,9 +228,6 @@ class _MaskedConv2d(torch.autograd.Function):
 class _Undispatched(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:
-        # The gradients' ops take pairs.
-        pairs = ([v, v] if isinstance(v, int) else [*v] for v in inputs[4:7])
-        inputs = (*inputs[:4], *pairs, *inputs[7:])
         _MaskedConv2d.setup_context(ctx, inputs, inputs[0])
         return _forward(*inputs)
 
