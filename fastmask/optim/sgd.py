@@ -107,7 +107,7 @@ class MaskedSGD(FrozenEntries, torch.optim.SGD):
     def _update(self, group: dict[str, Any], params: list[Tensor]) -> None:
         grads = [param.grad for param in params if param.grad is not None]
         states = [self.state[param] for param in params] if group["momentum"] != 0 else []
-        first = bool(states) and states[0].get("momentum_buffer") is None
+        first = len(states) > 0 and states[0].get("momentum_buffer") is None
         momenta = [
             self._empty(param, grad) if first else state["momentum_buffer"]
             for param, grad, state in zip(params, grads, states, strict=False)
