@@ -125,6 +125,49 @@ def test_learned_products(
               values(*shape, seed=seed + 1, dtype=dtype), values(*shape, seed=seed + 2)]  # fmt: skip
     _as_the_reference(ops.learned_linear, leaves, options)
     _as_the_reference(lambda x, *rest, **how: ops.learned_weight(*rest, **how), leaves, options)
+    if "scale" in reading:
+        return
+    options = {**method, **reading}
+    if options.pop("samples", None):
+        options["seeds"] = [seed, seed + 1]
+
+    def together(x: Tensor, w: Tensor, scores: Tensor, **how: Any) -> Tensor:
+        found = ops.learned_weights([w, w[:1]], [scores, scores[:1]], **how)
+        return torch.cat([each.flatten() for each in found])
+
+    _as_the_reference(together, leaves, options)
+
+
+@few
+@given(shapes, st.integers(1, 3), methods, readings, seeds, dtypes)
+def test_steps_of_learned_scores(
+    shape: tuple[int, int], rows: int, method: dict[str, Any], reading: dict[str, Any], seed: int,
+    dtype: torch.dtype,
+) -> None:  # fmt: skip
+    samples, scores = method.get("samples", 1), values(*shape, seed=seed + 2)
+    count, options = rows * samples, {"method": method["method"], **reading}
+    if method["method"] == "gumbel":
+        active = ops.sample_mask(scores, seed=seed, samples=samples)
+        options |= {"seed": seed, "tau": method.get("tau", 1.0)}
+    elif method["method"] == "threshold":
+        active = ops.pack(scores, mu=method["mu"]).unsqueeze(0)
+    else:
+        active = ops.topk_mask(scores, method["density"]).unsqueeze(0)
+    operands = [values(count, shape[0], seed=seed, dtype=dtype),
+                values(count, shape[1], seed=seed + 1, dtype=dtype),
+                values(*shape, seed=seed + 3, dtype=dtype)]  # fmt: skip
+
+    def stepped(backend: str, wide: bool = False) -> list[Tensor]:
+        kind = torch.float64 if wide else torch.float32
+        theta, momenta = scores.to(kind, copy=True), values(*shape, seed=seed + 4).to(kind)
+        dy, x, w = (t.double() if wide else t for t in operands)
+        ops.learned_linear_step_(dy, x, w, theta, active, momenta, lr=0.1, momentum=0.9,
+                                 weight_decay=0.01, **options, backend=backend)  # fmt: skip
+        return [theta, momenta]
+
+    found = (stepped("cpu"), stepped("reference"), stepped("reference", wide=True))
+    for got, plain, exact in zip(*found, strict=True):
+        assert_within_budget(got, plain, exact)
 
 
 @few
