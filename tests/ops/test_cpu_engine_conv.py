@@ -131,6 +131,20 @@ def test_a_call_that_fails_gives_its_memory_back() -> None:
     assert len(_scratch._waiting) == 1
 
 
+def test_what_fails_past_the_dispatcher_is_not_computed_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x, w, bits, _ = layer(0)
+
+    def fails(*_: Any) -> Tensor:
+        monkeypatch.undo()
+        raise RuntimeError("as it happens")
+
+    monkeypatch.setattr(cpu, "masked_conv2d", fails)
+    with pytest.raises(RuntimeError, match="as it happens"):
+        ops.masked_conv2d(x, w, bits, **PADDED)
+
+
 def test_memory_made_in_inference_mode_serves_training() -> None:
     x, w, bits, want = layer(0)
     with torch.inference_mode():

@@ -125,21 +125,25 @@ def test_learned_products(
               values(*shape, seed=seed + 1, dtype=dtype), values(*shape, seed=seed + 2)]  # fmt: skip
     _as_the_reference(ops.learned_linear, leaves, options)
     _as_the_reference(lambda x, *rest, **how: ops.learned_weight(*rest, **how), leaves, options)
-    if "scale" in reading:
-        return
-    options = {**method, **reading}
+
+
+@few
+@given(shapes, methods, st.sampled_from(["zero", "flip"]), seeds, dtypes)
+def test_learned_weights_of_several_layers(
+    shape: tuple[int, int], method: dict[str, Any], off: str, seed: int, dtype: torch.dtype
+) -> None:
+    options = {**method, "off": off}
     if options.pop("samples", None):
         options["seeds"] = [seed, seed + 1]
-
-    # So many that the budget is of some of them: one product alone may have been rounded luckily.
-    wide = (shape[0] + 8, shape[1] + 8)
 
     def together(w: Tensor, scores: Tensor, **how: Any) -> Tensor:
         found = ops.learned_weights([w, w[:1]], [scores, scores[:1]], **how)
         return torch.cat([each.flatten() for each in found])
 
-    both = [values(*wide, seed=seed + 1, dtype=dtype), values(*wide, seed=seed + 2)]
-    _as_the_reference(together, both, options)
+    # So many that the budget is of some of them: one product alone may have been rounded luckily.
+    wide = (shape[0] + 8, shape[1] + 8)
+    leaves = [values(*wide, seed=seed + 1, dtype=dtype), values(*wide, seed=seed + 2)]
+    _as_the_reference(together, leaves, options)
 
 
 @few

@@ -1,17 +1,11 @@
-"""The CPU engine's learned_weights: one weight after the other, each pass on all threads.
-
-Under an autocast to a dtype that the engine does not compute in they are the reference's.
-"""
+"""The CPU engine's learned_weights: one weight after the other, each pass on all threads."""
 
 from __future__ import annotations
-
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from fastmask.ops.learned_weight import cpu as engine
-from fastmask.ops.learned_weight import reference
 from fastmask.ops.learned_weights.reference import one_by_one, one_by_one_grad
 
 DTYPES = engine.DTYPES
@@ -28,7 +22,7 @@ def learned_weights(
     dtype: torch.dtype,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """W' of each weight, in its own memory format, and its packed bits (bytes,)."""
-    return one_by_one(_for(dtype), weights, scores, seeds, method, mu, density, off, dtype)
+    return one_by_one(engine, weights, scores, seeds, method, mu, density, off, dtype)
 
 
 def learned_weights_grad(
@@ -44,9 +38,5 @@ def learned_weights_grad(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """dL/dW and dL/dscores of each G = dL/dW'; those not asked for are empty."""
     return one_by_one_grad(
-        _for(grads[0].dtype), grads, weights, scores, active, seeds, method, tau, off, output_mask
+        engine, grads, weights, scores, active, seeds, method, tau, off, output_mask
     )
-
-
-def _for(dtype: torch.dtype) -> ModuleType:
-    return engine if dtype in DTYPES else reference

@@ -83,7 +83,7 @@ def learned_weights(
     keys = _keys(seeds, len(weights), scores[0]) if method == "gumbel" else None
     dtype = _checks.autocast(weights[0][:0] if weights[0].dim() else weights[0]).dtype
     for own in scores:
-        _stepping.step_of(own, dtype)
+        _stepping.step_of(own, dtype)  # raises where steps within the backward would be wrong
     options = (method, tau, float(mu), density, off, dtype, backend)
     made = _LearnedWeights.apply(len(weights), keys, options, *weights, *scores)
     return list(made[: len(weights)])
@@ -159,8 +159,8 @@ def _forward(
     dtype: torch.dtype,
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    one = weights[0]
-    module = _backend.resolve("learned_weights", backend, one.device, one.dtype)
+    # The dtype that is computed in, to which weights are rounded first.
+    module = _backend.resolve("learned_weights", backend, weights[0].device, dtype)
     return module.learned_weights(weights, scores, seeds, method, mu, density, off, dtype)
 
 
@@ -192,8 +192,7 @@ def _backward(
     output_mask: list[bool],
     backend: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    one = weights[0]
-    module = _backend.resolve("learned_weights", backend, one.device, one.dtype)
+    module = _backend.resolve("learned_weights", backend, weights[0].device, grads[0].dtype)
     return module.learned_weights_grad(
         grads, weights, scores, active, seeds, method, tau, off, output_mask
     )

@@ -60,6 +60,7 @@ def masked_conv2d(
     Gradients: x; weight, `where(active, dW, 0)` summed over masks; bias. Once differentiable.
     Deterministic: as `torch.nn.functional.conv2d`. Autocast: as `torch.nn.functional.conv2d`.
     """
+    refused = None
     if (
         _eager.unwatched()
         and _fits(x, weight, active, bias)
@@ -72,14 +73,18 @@ def masked_conv2d(
             return _undispatched(
                 x, weight, active, bias, stride, padding, dilation, groups, backend
             )
-        except (RuntimeError, TypeError, ValueError):
-            pass  # What torch refuses is found below too, and said in words of ours.
+        except (RuntimeError, TypeError, ValueError) as error:
+            refused = (
+                error  # by torch: where arguments are wrong, that is said below in words of ours
+            )
     images, weight, bias, geometry = conv2d_arguments(
         x, weight, bias, stride, padding, dilation, groups
     )
     _checks.packed("active", active, weight.numel(), "weight", weight)
     active = active.unsqueeze(0) if active.dim() == 1 else active
     _checks.images(images, active.shape[0], "active")
+    if refused is not None:
+        raise refused
     out = _MaskedConv2d.apply(images, weight, active, bias, *geometry, backend)
     return out.squeeze(0) if x.dim() == 3 else out
 
